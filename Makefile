@@ -1,0 +1,82 @@
+# Two commands do everything on a fresh machine: `make run` starts the assistant, `make test` runs all tests.
+# Needs Python >= 3.11, a C++ compiler and make; everything else is installed into .venv (running) and .venv-test (tests).
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+MODEL ?= auto
+PORT ?= 8000
+PYTEST_FLAGS ?= -n 2
+
+RUN := .venv/bin
+DEV := .venv-test/bin
+NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
+WEB_SOURCES := $(shell find web -type f -not -path '*/node_modules/*' 2>/dev/null)
+STATIC := src/qwenstack/serving/static/index.html
+
+.PHONY: help run serve chat pull test test-long test-python test-web lint format bench web install clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: .venv/installed web ## Start the assistant at http://127.0.0.1:8000 (MODEL=name, PORT=number)
+	@exec $(RUN)/qwenstack serve $(MODEL) --port $(PORT)
+
+chat: .venv/installed ## Talk in the terminal
+	@exec $(RUN)/qwenstack chat $(MODEL)
+
+install: .venv/installed web ## Install into .venv without starting anything
+
+# The package is installed in place: a change of a Python file needs no new installation, a change of a kernel does.
+.venv/installed: pyproject.toml $(NATIVE_SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qwenstack needs Python 3.11 or newer; say which with: make run PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(RUN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv: building the kernels takes a minute the first time ..."
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv-test/installed: pyproject.toml constraints/ci.txt $(NATIVE_SOURCES)
+	@test -x $(DEV)/python || $(PYTHON) -m venv .venv-test
+	@echo "Installing the test environment into .venv-test ..."
+	@$(DEV)/python -m pip install --quiet --disable-pip-version-check -c constraints/ci.txt torch
+	@$(DEV)/python -m pip install --quiet --disable-pip-version-check -c constraints/ci.txt -e '.[dev]'
+	@touch $@
+
+web: $(STATIC) ## Build the web page (Node from the system, else from PyPI)
+
+$(STATIC): $(WEB_SOURCES)
+	@PYTHON=$(PYTHON) tools/build_web.sh || echo "The web page was not built; the API works without it."
+
+test: test-python test-web ## Run all tests
+
+test-python: .venv-test/installed web
+	@tools/install_chromium.sh
+	@$(DEV)/qwenstack pull smollm2-135m && $(DEV)/qwenstack pull qwen2.5-coder-0.5b
+	$(DEV)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+test-web: web
+	@PYTHON=$(PYTHON) tools/build_web.sh test
+
+test-long: .venv-test/installed web ## Run the tests that take hours
+	@tools/install_chromium.sh
+	$(DEV)/python -m pytest -m slow
+
+lint: .venv-test/installed ## Check format, style, types, import contracts and spelling
+	$(DEV)/ruff format --check .
+	$(DEV)/ruff check .
+	$(DEV)/basedpyright --pythonpath $(DEV)/python
+	$(DEV)/lint-imports
+	$(DEV)/codespell
+	$(DEV)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cc' 'csrc/**/*.h' 'csrc/**/*.cc')
+
+format: .venv-test/installed ## Put the code into its format
+	$(DEV)/ruff format .
+	$(DEV)/ruff check --fix .
+	$(DEV)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cc' 'csrc/**/*.h' 'csrc/**/*.cc')
+
+bench: .venv/installed ## Measure the engine on this machine
+	$(RUN)/qwenstack bench engine $(MODEL)
+
+clean: ## Remove environments and build results (downloaded models stay)
+	rm -rf .venv .venv-test .venv-node build dist web/node_modules src/qwenstack/serving/static
