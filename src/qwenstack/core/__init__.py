@@ -1,0 +1,1 @@
+"""Words that everyone shares. Standard library only; imports nothing else of qwenstack."""

@@ -1,0 +1,106 @@
+"""What the layers above the engine know of a model: an asynchronous generator of tokens, and nothing of how it works."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qwenstack.core.messages import Message
+from qwenstack.core.outputs import OutputDelta
+from qwenstack.core.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a client may know of the model that is served."""
+
+    id: str
+    """The name that requests use."""
+    created: int
+    """When it was loaded, in Unix seconds."""
+    max_model_len: int
+    """Prompt and answer together have at most this many tokens."""
+    vocab_size: int
+    """Token ids lie in `range(vocab_size)`."""
+    num_parameters: int
+    weight_format: str
+    """The prevailing storage type of the weights, such as `Q5_0`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """The engine's counters since its start, and what it holds at this moment."""
+
+    num_requests_running: int
+    num_requests_waiting: int
+    num_blocks_total: int
+    num_blocks_free: int
+    num_preemptions: int
+    prompt_tokens: int
+    generation_tokens: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    num_steps: int
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the KV blocks in use, 0 to 1."""
+        return 1.0 - self.num_blocks_free / self.num_blocks_total if self.num_blocks_total else 0.0
+
+
+class AsyncLLM(Protocol):
+    """A model that answers many callers at once."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What is served."""
+        ...
+
+    async def encode(self, text: str) -> list[int]:
+        """Turn plain text into token ids; literal control tokens in it stay plain text.
+
+        Raises:
+            RequestError: the text cannot be encoded (lone surrogates).
+        """
+        ...
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        """Turn a conversation into the prompt that the model was trained on, up to where its answer starts.
+
+        Raises:
+            RequestError: the template refuses the conversation, or a text cannot be encoded.
+        """
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the exact bytes that a token stands for."""
+        ...
+
+    def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+    ) -> AsyncGenerator[OutputDelta]:
+        """Yield what each step adds, until every one of `params.n` answers has its `finish_reason`.
+
+        Closing the generator cancels the request; its memory is free within one step.
+
+        Raises:
+            RequestError: the prompt does not fit, holds an unknown token id, or is empty.
+            CapacityError: the queue is full.
+            EngineError: the engine failed or stopped.
+        """
+        ...
+
+    async def stats(self) -> EngineStats:
+        """Return the engine's counters.
+
+        Raises:
+            EngineError: the engine does not answer; it is not ready.
+        """
+        ...

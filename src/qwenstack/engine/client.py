@@ -1,0 +1,315 @@
+"""The server's end of the engine process: starts it, watches it, starts it again when it dies.
+
+Requests that were running when it died end with an `EngineError`; later ones are refused until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+from qwenstack.core import errors
+from qwenstack.core.errors import EngineError, QwenStackError, RequestError
+from qwenstack.core.messages import Message
+from qwenstack.core.outputs import OutputDelta
+from qwenstack.core.protocols import EngineStats, ModelCard
+from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.config import EngineConfig
+from qwenstack.engine.loading import default_sampling, load_tokenizer
+from qwenstack.engine.wire import (
+    Abort,
+    AskStats,
+    Command,
+    Deltas,
+    Event,
+    FrameBuffer,
+    LoadFailed,
+    Ready,
+    Refused,
+    Start,
+    StatsReply,
+    Submit,
+    encode_frame,
+    event_decoder,
+)
+from qwenstack.hub.checkpoint import open_checkpoint
+from qwenstack.tokenizer import Tokenizer
+
+_READ_BYTES = 1 << 16
+_STOP_TIMEOUT_S = 1.0
+_FIRST_RESTART_DELAY_S = 0.2
+_LAST_RESTART_DELAY_S = 10.0
+_STATS_TIMEOUT_S = 5.0
+"""Longer than any step; an engine that does not answer by then is not well."""
+
+_Update = OutputDelta | QwenStackError
+
+
+class EngineClient:
+    """A model in a process of its own; implements `qwenstack.core.protocols.AsyncLLM`."""
+
+    def __init__(self, config: EngineConfig, tokenizer: Tokenizer, sampling: Mapping[str, float | int]) -> None:
+        """Use `EngineClient.start`."""
+        self._config = config
+        self._tokenizer = tokenizer
+        self.default_sampling = sampling
+        """Sampling that the model's makers recommend, by the names of `SamplingParams`."""
+        self._process: _EngineProcess | None = None
+        self._card: ModelCard | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._closing = False
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> EngineClient:
+        """Start the engine process and wait until its model is loaded.
+
+        Raises:
+            CheckpointError: the model is missing, damaged or of a kind that is not read here.
+            CapacityError: it does not fit into memory.
+            ConfigError: a setting does not suit the machine or the model.
+            EngineError: the process died.
+        """
+        process = await _EngineProcess.start(config)
+        try:
+            tokenizer, sampling = await asyncio.to_thread(_read_text_side, config)
+            client = cls(config, tokenizer, sampling)
+            client._card = await process.wait_until_ready()
+        except BaseException:
+            await process.stop()
+            raise
+        client._process = process
+        client._supervisor = asyncio.create_task(client._keep_alive())
+        return client
+
+    @property
+    def card(self) -> ModelCard:
+        """What is served."""
+        assert self._card is not None
+        return self._card
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process id; None while it is being started again."""
+        return None if self._process is None else self._process.pid
+
+    async def encode(self, text: str) -> list[int]:
+        """Turn plain text into token ids."""
+        return await asyncio.to_thread(self._tokenizer.encode, text)
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        """Turn a conversation into the model's prompt."""
+        return await asyncio.to_thread(
+            self._tokenizer.encode_chat, messages, tools=tools, enable_thinking=enable_thinking
+        )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the exact bytes of a token."""
+        return self._tokenizer.token_bytes(token_id)
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+    ) -> AsyncGenerator[OutputDelta]:
+        """Yield what each step adds; closing the generator cancels the request."""
+        process = self._running_process()
+        updates = process.submit(Submit(request_id, list(prompt_token_ids), params))
+        num_open = params.n
+        try:
+            while num_open:
+                update = await updates.get()
+                if isinstance(update, QwenStackError):
+                    num_open = 0
+                    raise update
+                if update.finish_reason == "error":
+                    raise EngineError(update.error or "The computation failed.")
+                num_open -= update.finish_reason is not None
+                yield update
+        finally:
+            process.forget(request_id, abort=num_open > 0)
+
+    async def stats(self) -> EngineStats:
+        """Return the engine's counters."""
+        return await self._running_process().ask_stats()
+
+    async def close(self) -> None:
+        """Stop the engine process; running requests end with an `EngineError`."""
+        self._closing = True
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        if self._process is not None:
+            await self._process.stop()
+
+    def _running_process(self) -> _EngineProcess:
+        if self._process is None:
+            raise EngineError("The engine is being started again; try again in a moment.")
+        return self._process
+
+    async def _keep_alive(self) -> None:
+        """Start the process again whenever it dies, waiting longer each time it does not come up."""
+        delay_s = _FIRST_RESTART_DELAY_S
+        while True:
+            if self._process is not None:
+                await self._process.wait_until_dead()
+                await self._process.stop()
+                self._process = None
+            print("The engine process died; starting it again.", file=sys.stderr)
+            await asyncio.sleep(delay_s)
+            try:
+                process = await _EngineProcess.start(self._config)
+                self._card = await process.wait_until_ready()
+                self._process, delay_s = process, _FIRST_RESTART_DELAY_S
+            except (QwenStackError, OSError) as error:
+                print(f"The engine did not start: {error}", file=sys.stderr)
+                delay_s = min(2 * delay_s, _LAST_RESTART_DELAY_S)
+
+
+class _EngineProcess:
+    """One life of the worker."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.pid = process.pid
+        self._process = process
+        self._writer = writer
+        self._updates: dict[str, asyncio.Queue[_Update]] = {}
+        self._stats_waiters: list[asyncio.Future[EngineStats]] = []
+        self._ready: asyncio.Future[ModelCard] = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read(reader))
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> _EngineProcess:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "qwenstack.engine.worker",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                env=_worker_environment(),
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        started = cls(process, reader, writer)
+        started._send(Start(config))
+        return started
+
+    async def wait_until_ready(self) -> ModelCard:
+        return await asyncio.shield(self._ready)
+
+    async def wait_until_dead(self) -> None:
+        await asyncio.wait([self._reading])
+
+    def submit(self, command: Submit) -> asyncio.Queue[_Update]:
+        """Queue a request; the result is at most as long as the answer, since the engine owns its length."""
+        if command.request_id in self._updates:
+            raise RequestError(f"A request {command.request_id!r} is running already.", code="duplicate_request")
+        if self._reading.done():
+            raise EngineError("The engine stopped; it is being started again.")
+        updates: asyncio.Queue[_Update] = asyncio.Queue()
+        self._updates[command.request_id] = updates
+        self._send(command)
+        return updates
+
+    def forget(self, request_id: str, *, abort: bool) -> None:
+        if self._updates.pop(request_id, None) is not None and abort:
+            self._send(Abort(request_id))
+
+    async def ask_stats(self) -> EngineStats:
+        if self._reading.done():
+            raise EngineError("The engine stopped; it is being started again.")
+        waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        self._stats_waiters.append(waiter)
+        self._send(AskStats())
+        try:
+            return await asyncio.wait_for(waiter, _STATS_TIMEOUT_S)
+        except TimeoutError as error:
+            raise EngineError(f"The engine did not answer within {_STATS_TIMEOUT_S:g} s.") from error
+
+    async def stop(self) -> None:
+        self._writer.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), _STOP_TIMEOUT_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+
+    def _send(self, command: Command) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(encode_frame(command))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        buffer = FrameBuffer()
+        try:
+            while data := await reader.read(_READ_BYTES):
+                for body in buffer.feed(data):
+                    self._dispatch(event_decoder.decode(body))
+        except ConnectionError:
+            pass
+        finally:
+            self._fail_all(EngineError("The engine process stopped while it worked on this; it is being started again."))
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case Deltas(deltas):
+                for delta in deltas:
+                    self._deliver(delta.request_id, delta)
+            case Refused(request_id, error_type, message, param, code):
+                self._deliver(request_id, _as_error(error_type, message, param, code))
+            case StatsReply(stats):
+                waiter = self._stats_waiters.pop(0)
+                if not waiter.done():
+                    waiter.set_result(stats)
+            case Ready(card):
+                self._ready.set_result(card)
+            case LoadFailed(error_type, message):
+                self._ready.set_exception(_as_error(error_type, message, None, None))
+
+    def _deliver(self, request_id: str, update: _Update) -> None:
+        updates = self._updates.get(request_id)
+        if updates is not None:
+            updates.put_nowait(update)
+
+    def _fail_all(self, error: EngineError) -> None:
+        for updates in self._updates.values():
+            updates.put_nowait(error)
+        for waiter in self._stats_waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        if not self._ready.done():
+            self._ready.set_exception(error)
+
+
+def _as_error(error_type: str, message: str, param: str | None, code: str | None) -> QwenStackError:
+    """Make the error again that the other process caught."""
+    if error_type == RequestError.__name__:
+        return RequestError(message, param=param, code=code)
+    kind = getattr(errors, error_type, EngineError)
+    if not (isinstance(kind, type) and issubclass(kind, QwenStackError)):
+        kind = EngineError
+    return kind(message)
+
+
+def _read_text_side(config: EngineConfig) -> tuple[Tokenizer, Mapping[str, float | int]]:
+    checkpoint = open_checkpoint(config.model_path)
+    return load_tokenizer(checkpoint), default_sampling(checkpoint)
+
+
+def _worker_environment() -> dict[str, str]:
+    """Give the worker our environment and the import path that found us."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -1,0 +1,59 @@
+"""What the engine may be told: one frozen value, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qwenstack.core.errors import ConfigError
+
+KVCacheDtype = Literal["auto", "float32", "float16", "bfloat16"]
+IsaName = Literal["auto", "avx512", "avx2", "scalar", "reference"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Which model to run, and with how much of the machine.
+
+    Raises:
+        ConfigError: a value is outside its range.
+    """
+
+    model_path: Path
+    """A `.gguf` file or a folder with `config.json` and `.safetensors` files."""
+    model_name: str
+    """The name that requests use."""
+    num_threads: int | None = None
+    """Threads of the kernels; None: one for each core."""
+    max_model_len: int | None = None
+    """Prompt and answer together, in tokens; None: as many as the model was trained for."""
+    kv_cache_memory_bytes: int | None = None
+    """Memory for keys and values; None: enough for four full contexts, at most a quarter of what is free."""
+    max_num_seqs: int = 64
+    """Answers that are generated at the same time; more wait."""
+    max_num_waiting: int = 1024
+    """Answers that may wait; more are refused."""
+    max_num_batched_tokens: int = 512
+    """Tokens one step computes: a long prompt is read in pieces of this size, beside the others' decoding."""
+    block_size: int = 16
+    """Tokens a KV block holds."""
+    kv_cache_dtype: KVCacheDtype = "auto"
+    """`auto`: float32 for float32 weights, else float16."""
+    isa: IsaName = "auto"
+    """Instruction set of the kernels; `reference` is the readable numpy twin."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        for name, low, high in (
+            ("num_threads", 1, 1024),
+            ("max_model_len", 1, 1 << 24),
+            ("kv_cache_memory_bytes", 1 << 16, 1 << 50),
+            ("max_num_seqs", 1, 4096),
+            ("max_num_waiting", 0, 1 << 20),
+            ("max_num_batched_tokens", 16, 1 << 16),
+            ("block_size", 8, 256),
+        ):
+            value: int | None = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"`{name}` is {value!r}; it must lie between {low} and {high}.")

@@ -1,0 +1,225 @@
+"""`LLM`: the model in this process, for scripts, notebooks, benchmarks and the terminal chat.
+
+    llm = LLM("qwen2.5-coder-0.5b")
+    print(llm.generate("def fib(n):", SamplingParams(temperature=0, max_tokens=64))[0].outputs[0].text)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict, Unpack, cast
+
+from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.messages import Message, parse_messages
+from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput
+from qwenstack.core.protocols import EngineStats, ModelCard
+from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.config import EngineConfig, IsaName, KVCacheDtype
+from qwenstack.engine.engine import Engine
+from qwenstack.engine.loading import default_sampling, load_model
+from qwenstack.hub.checkpoint import open_checkpoint
+from qwenstack.hub.pull import locate
+from qwenstack.tokenizer import Tokenizer
+
+
+class TokensPrompt(TypedDict):
+    """A prompt that is already tokenised."""
+
+    prompt_token_ids: Sequence[int]
+
+
+class EngineOptions(TypedDict, total=False):
+    """What `LLM` may be told, by the names of `EngineConfig`."""
+
+    num_threads: int | None
+    max_model_len: int | None
+    kv_cache_memory_bytes: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    kv_cache_dtype: KVCacheDtype
+    isa: IsaName
+
+
+Prompt = str | TokensPrompt
+Conversation = Sequence[Message | Mapping[str, object]]
+
+
+class LLM:
+    """A loaded model and its engine.
+
+    Not for several threads at once: serve those with `qwenstack serve`.
+    """
+
+    def __init__(self, model: str | Path, **options: Unpack[EngineOptions]) -> None:
+        """Load a model, fetching it first where it is not in the cache.
+
+        Args:
+            model: a registry name, a folder, a `.gguf` file, `hf:ORG/NAME[:FILE]` or `ms:ORG/NAME[:FILE]`.
+            options: any of `EngineOptions`.
+
+        Raises:
+            CheckpointError: the model cannot be had or opened.
+            CapacityError: it does not fit into memory.
+            ConfigError: an option is outside its range.
+        """
+        found = locate(str(model))
+        config = EngineConfig(model_path=found.path, model_name=found.name, **options)
+        self._engine = Engine(load_model(config))
+        self.default_sampling = default_sampling(open_checkpoint(found.path))
+        """Sampling that the model's makers recommend, by the names of `SamplingParams`."""
+        self._request_numbers = itertools.count()
+
+    @property
+    def card(self) -> ModelCard:
+        """What is loaded."""
+        return self._engine.model.card
+
+    def stats(self) -> EngineStats:
+        """Return the engine's counters."""
+        return self._engine.stats()
+
+    def get_tokenizer(self) -> Tokenizer:
+        """Return the model's tokenizer."""
+        return self._engine.model.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many at once; results are in the order of the prompts.
+
+        Raises:
+            RequestError: a prompt is empty, too long or cannot be encoded; nothing has run then.
+            EngineError: the computation failed.
+        """
+        listed = _as_list(prompts)
+        texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
+        encode = self.get_tokenizer().encode
+        ids = [encode(prompt) if isinstance(prompt, str) else list(prompt["prompt_token_ids"]) for prompt in listed]
+        return self._run(texts, ids, sampling_params)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many at once.
+
+        Raises:
+            RequestError: as for `generate`, or the chat template refuses the conversation.
+            EngineError: the computation failed.
+        """
+        conversations = cast("Sequence[Conversation]", messages if _is_nested(messages) else [messages])
+        ids = [
+            self.get_tokenizer().encode_chat(parse_messages(turns), tools=tools, enable_thinking=enable_thinking)
+            for turns in conversations
+        ]
+        return self._run([None] * len(ids), ids, sampling_params)
+
+    def stream_chat(
+        self,
+        messages: Conversation,
+        sampling_params: SamplingParams,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> Generator[OutputDelta]:
+        """Yield the answer to a conversation piece by piece; closing the generator cancels it.
+
+        Raises:
+            RequestError: as for `chat`.
+            EngineError: the computation failed.
+        """
+        ids = self.get_tokenizer().encode_chat(parse_messages(messages), tools=tools, enable_thinking=enable_thinking)
+        request_id = self._submit(ids, sampling_params)
+        num_open = sampling_params.n
+        try:
+            while num_open:
+                for delta in self._engine.step():
+                    _raise_if_failed(delta)
+                    num_open -= delta.finish_reason is not None
+                    yield delta
+        finally:
+            self._engine.abort(request_id)
+
+    def _run(
+        self,
+        texts: Sequence[str | None],
+        ids: Sequence[list[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[RequestOutput]:
+        params = _one_each(sampling_params, len(ids))
+        submitted: list[str] = []
+        try:
+            for prompt_ids, choice in zip(ids, params, strict=True):
+                submitted.append(self._submit(prompt_ids, choice))
+            outputs = {
+                request_id: RequestOutput(
+                    request_id=request_id,
+                    prompt=text,
+                    prompt_token_ids=prompt_ids,
+                    outputs=[CompletionOutput(index=index) for index in range(choice.n)],
+                )
+                for request_id, text, prompt_ids, choice in zip(submitted, texts, ids, params, strict=True)
+            }
+            while self._engine.has_work:
+                for delta in self._engine.step():
+                    _raise_if_failed(delta)
+                    _add_delta(outputs[delta.request_id], delta)
+        except BaseException:
+            for request_id in submitted:
+                self._engine.abort(request_id)
+            raise
+        return list(outputs.values())
+
+    def _submit(self, prompt_token_ids: list[int], params: SamplingParams) -> str:
+        request_id = f"offline-{next(self._request_numbers)}"
+        self._engine.add_request(request_id, prompt_token_ids, params)
+        return request_id
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str | Mapping):
+        return [cast("Prompt", prompts)]
+    return list(prompts)
+
+
+def _is_nested(messages: Conversation | Sequence[Conversation]) -> bool:
+    return bool(messages) and not isinstance(messages[0], Message | Mapping)
+
+
+def _one_each(
+    sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> Sequence[SamplingParams]:
+    if sampling_params is None:
+        return [SamplingParams()] * count
+    if isinstance(sampling_params, SamplingParams):
+        return [sampling_params] * count
+    if len(sampling_params) != count:
+        raise RequestError(f"{len(sampling_params)} sampling parameters for {count} prompts; give one, or one for each.")
+    return sampling_params
+
+
+def _raise_if_failed(delta: OutputDelta) -> None:
+    if delta.finish_reason == "error":
+        raise EngineError(delta.error or "The computation failed.")
+
+
+def _add_delta(output: RequestOutput, delta: OutputDelta) -> None:
+    answer = output.outputs[delta.index]
+    answer.text += delta.text
+    answer.token_ids.extend(delta.token_ids)
+    if delta.logprobs is not None:
+        answer.logprobs = [*(answer.logprobs or []), *delta.logprobs]
+    if delta.finish_reason is not None:
+        answer.finish_reason = delta.finish_reason
+        answer.stop_reason = delta.stop_reason
+    if delta.prompt_logprobs is not None:
+        output.prompt_logprobs = delta.prompt_logprobs

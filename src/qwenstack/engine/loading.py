@@ -1,0 +1,154 @@
+"""From a path to a model that is ready to run: open, check the memory, pack the weights, reserve the cache."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwenstack.core.errors import CapacityError, ConfigError, ModelFormatError
+from qwenstack.core.protocols import ModelCard
+from qwenstack.core.weight_type import WeightType
+from qwenstack.engine.config import EngineConfig
+from qwenstack.engine.memory import available_memory_bytes
+from qwenstack.engine.scheduler import blocks_for
+from qwenstack.hub.checkpoint import Checkpoint, open_checkpoint
+from qwenstack.kernels import load_kernels
+from qwenstack.models import Decoder, KVCache, ModelConfig, WeightReader, kv_bytes_per_token, read_config
+from qwenstack.tokenizer import Tokenizer
+
+_PACKING_OVERHEAD = 1.12
+"""Packed weights beside the stored ones: scales of K types widen to float32, rows are padded to 16. Measured on
+Q4_K_M of Qwen2.5-Coder-0.5B: 1.04; Q4_K alone: 1.11 (`benches/packed_size.py`)."""
+_WORKING_BYTES = 200 << 20
+"""Activations, logits, vocabulary and the interpreter."""
+_DEFAULT_CONTEXTS = 4
+"""Full contexts that the cache holds where nobody says how much memory it may take."""
+_KV_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
+
+_QWEN_SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
+_QWEN3_SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+_SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """Everything that an engine runs on."""
+
+    config: EngineConfig
+    card: ModelCard
+    decoder: Decoder
+    kv_cache: KVCache
+    tokenizer: Tokenizer
+
+
+def load_model(config: EngineConfig) -> LoadedModel:
+    """Open a model and make it ready.
+
+    Raises:
+        CheckpointError: the model is missing, damaged or of a kind that is not read here.
+        CapacityError: it does not fit into memory.
+        ConfigError: the machine lacks the instruction set asked for, or the context is beyond the model's.
+    """
+    checkpoint = open_checkpoint(config.model_path)
+    model_config = read_config(checkpoint)
+    reader = WeightReader(checkpoint, model_config)
+    max_model_len = _max_model_len(config, model_config)
+    dtype = _kv_dtype(config, reader)
+    num_blocks = _num_blocks(config, model_config, reader, max_model_len, dtype)
+    kernels = load_kernels(config.num_threads or _num_cores(), config.isa)
+    decoder = Decoder(model_config, reader, kernels, max_model_len=max_model_len)
+    tokenizer = load_tokenizer(checkpoint)
+    return LoadedModel(
+        config=config,
+        card=ModelCard(
+            id=config.model_name,
+            created=int(time.time()),
+            max_model_len=max_model_len,
+            vocab_size=min(tokenizer.vocab_size, model_config.vocab_size),
+            num_parameters=model_config.num_parameters,
+            weight_format=reader.prevailing_type.name,
+        ),
+        decoder=decoder,
+        kv_cache=KVCache.allocate(model_config, num_blocks=num_blocks, block_size=config.block_size, dtype=dtype),
+        tokenizer=tokenizer,
+    )
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Return the tokenizer that a checkpoint carries.
+
+    Raises:
+        ModelFormatError: it carries none, or one of a kind that is not read here.
+    """
+    if checkpoint.format == "gguf":
+        return Tokenizer.from_gguf(checkpoint.metadata)
+    if checkpoint.tokenizer_json is None:
+        raise ModelFormatError(f"{str(checkpoint.path)!r} has no `tokenizer.json`; copy it there from the model's page.")
+    return Tokenizer.from_hf(checkpoint.tokenizer_json, checkpoint.tokenizer_config, checkpoint.chat_template)
+
+
+def default_sampling(checkpoint: Checkpoint) -> Mapping[str, float | int]:
+    """Return what the model's makers recommend where a request says nothing.
+
+    From the checkpoint's `generation_config.json`; GGUF files carry none, for them the published values of the family.
+    Source: Qwen3 technical report, arXiv:2505.09388, section 4.6; `generation_config.json` of Qwen2.5.
+    """
+    if checkpoint.generation_config:
+        stored = checkpoint.generation_config
+        return {name: value for name in _SAMPLING_NAMES if isinstance(value := stored.get(name), int | float)}
+    model_type = read_config(checkpoint).model_type
+    return dict(_QWEN3_SAMPLING if model_type.startswith("qwen3") else _QWEN_SAMPLING)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    trained = model_config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > trained:
+        raise ConfigError(
+            f"`max_model_len` is {config.max_model_len}; this model was trained for {trained} positions. Ask for at most that."
+        )
+    return config.max_model_len or trained
+
+
+def _kv_dtype(config: EngineConfig, reader: WeightReader) -> np.dtype:
+    if config.kv_cache_dtype == "auto":
+        return _KV_DTYPES["float32" if reader.prevailing_type is WeightType.F32 else "float16"]
+    return _KV_DTYPES[config.kv_cache_dtype]
+
+
+def _num_blocks(
+    config: EngineConfig, model_config: ModelConfig, reader: WeightReader, max_model_len: int, dtype: np.dtype
+) -> int:
+    """Return how many KV blocks to reserve; at least one full context, so that any admitted request can finish."""
+    per_block = kv_bytes_per_token(model_config, dtype) * config.block_size
+    least = blocks_for(max_model_len + 1, config.block_size)
+    weights = int(reader.num_bytes * _PACKING_OVERHEAD) + _WORKING_BYTES
+    available = available_memory_bytes()
+    if config.kv_cache_memory_bytes is not None:
+        wanted = config.kv_cache_memory_bytes // per_block
+        if wanted < least:
+            raise ConfigError(
+                f"`kv_cache_memory_bytes` is {config.kv_cache_memory_bytes}; one context of {max_model_len} tokens takes "
+                f"{least * per_block}. Give that much, or set a smaller `max_model_len`."
+            )
+    else:
+        wanted = max(min(_DEFAULT_CONTEXTS * least, available // 4 // per_block), least)
+    needed = weights + wanted * per_block
+    if needed > available:
+        raise CapacityError(
+            f"{config.model_name} needs {_gigabytes(weights)} for its weights and {_gigabytes(wanted * per_block)} for "
+            f"contexts of {max_model_len} tokens; {_gigabytes(available)} are free. Set a smaller `max_model_len` "
+            f"(each token takes {per_block // config.block_size // 1024} KB), or take a smaller model, such as `smollm2-135m`."
+        )
+    return wanted
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

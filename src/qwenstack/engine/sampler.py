@@ -1,0 +1,144 @@
+"""From logits to a token: a chain of pure functions over one row.
+
+The order is vLLM's: logit bias and forbidden tokens, penalties, temperature, min-p, top-k, top-p. Randomness is a pure
+function of (seed, answer, position), so that a token does not depend on what else is in the batch, on preemption or
+on speculation. Log-probabilities are of the model's own distribution, before any of this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qwenstack.core.outputs import TokenLogprob
+from qwenstack.core.sampling_params import SamplingParams
+
+_TOP_P_CANDIDATES = 1024
+"""Sorted first when looking for the nucleus; nearly always enough, else the whole row is sorted."""
+
+
+@dataclass(slots=True)
+class TokenHistory:
+    """What the penalties need to know: which tokens the prompt holds, and how often each was generated."""
+
+    prompt_ids: np.ndarray
+    """Distinct ids of the prompt, int64."""
+    counts: dict[int, int] = field(default_factory=dict[int, int])
+
+    def add(self, token_id: int) -> None:
+        """Count a generated token."""
+        self.counts[token_id] = self.counts.get(token_id, 0) + 1
+
+
+def choose_token(
+    logits_V: np.ndarray,
+    params: SamplingParams,
+    history: TokenHistory,
+    *,
+    forbidden_ids: Sequence[int],
+    uniform: float,
+) -> int:
+    """Return the next token.
+
+    Shapes: `logits_V` `[V]` float32, read only, without padding rows.
+
+    Args:
+        logits_V: the model's logits.
+        params: the request's choices.
+        history: for the penalties.
+        forbidden_ids: ids that must not come, such as end tokens before `min_tokens`.
+        uniform: a number in [0, 1) that decides; not used at temperature 0.
+    """
+    logits_V = _with_bias(logits_V, params.logit_bias, forbidden_ids)
+    logits_V = _with_penalties(logits_V, params, history)
+    if params.temperature == 0.0:
+        return int(logits_V.argmax())
+    return _draw(logits_V, params, uniform)
+
+
+def uniform_number(seed: int, index: int, position: int) -> float:
+    """Return a number in [0, 1) that depends on nothing but its arguments."""
+    digest = hashlib.blake2b(struct.pack("<qii", seed, index, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+
+
+def token_logprob(logits_V: np.ndarray, token_id: int, num_top: int) -> TokenLogprob:
+    """Return a token's log-probability and those of the `num_top` likeliest, ties by id."""
+    shifted_V = logits_V - logits_V.max()
+    log_sum = np.log(np.exp(shifted_V, dtype=np.float64).sum())
+    top: list[tuple[int, float]] = []
+    if num_top:
+        count = min(num_top, len(shifted_V))
+        candidates = np.argpartition(-shifted_V, count - 1)[:count]
+        ordered = candidates[np.lexsort((candidates, -shifted_V[candidates]))]
+        top = [(int(token), float(shifted_V[token] - log_sum)) for token in ordered]
+    return TokenLogprob(token_id=token_id, logprob=float(shifted_V[token_id] - log_sum), top=tuple(top))
+
+
+def _with_bias(logits_V: np.ndarray, bias: Mapping[int, float], forbidden_ids: Sequence[int]) -> np.ndarray:
+    if not bias and not forbidden_ids:
+        return logits_V
+    logits_V = logits_V.copy()
+    for token_id, value in bias.items():
+        logits_V[token_id] += value
+    if forbidden_ids:
+        logits_V[np.asarray(forbidden_ids)] = -np.inf
+    return logits_V
+
+
+def _with_penalties(logits_V: np.ndarray, params: SamplingParams, history: TokenHistory) -> np.ndarray:
+    repeats = params.repetition_penalty != 1.0
+    if not repeats and not params.presence_penalty and not params.frequency_penalty:
+        return logits_V
+    logits_V = logits_V.copy()
+    ids = np.fromiter(history.counts.keys(), np.int64, len(history.counts))
+    counts = np.fromiter(history.counts.values(), np.float32, len(history.counts))
+    if repeats:
+        seen = np.union1d(history.prompt_ids, ids)
+        values = logits_V[seen]
+        penalty = np.float32(params.repetition_penalty)
+        logits_V[seen] = np.where(values > 0, values / penalty, values * penalty)
+    logits_V[ids] -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts
+    return logits_V
+
+
+def _draw(logits_V: np.ndarray, params: SamplingParams, uniform: float) -> int:
+    """Sample by inverting the cumulative distribution over the tokens that the filters leave, likeliest first."""
+    scaled_V = (logits_V - logits_V.max()) / np.float32(params.temperature)
+    weights_V = np.exp(scaled_V, dtype=np.float64)
+    if params.min_p > 0.0:
+        weights_V[weights_V < params.min_p] = 0.0
+    if not params.top_k and params.top_p == 1.0:
+        cumulative = np.cumsum(weights_V)
+        return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    ids = _likeliest(weights_V, params.top_k, params.top_p)
+    cumulative = np.cumsum(weights_V[ids])
+    return int(ids[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])
+
+
+def _likeliest(weights_V: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
+    """Return the ids that top-k and then top-p leave, likeliest first, ties by id."""
+    size = len(weights_V)
+    count = min(top_k, size) if top_k else min(_TOP_P_CANDIDATES, size)
+    ids = _sorted_top(weights_V, count)
+    total = weights_V[ids].sum() if top_k else weights_V.sum()
+    if not top_k and weights_V[ids].sum() < top_p * total:
+        ids = _sorted_top(weights_V, size)
+    if top_p < 1.0:
+        cumulative = np.cumsum(weights_V[ids])
+        ids = ids[: int(np.searchsorted(cumulative, top_p * total)) + 1]
+    return ids[weights_V[ids] > 0.0]
+
+
+def _sorted_top(weights_V: np.ndarray, count: int) -> np.ndarray:
+    """Return the ids of the `count` largest weights in descending order; equal weights in order of id."""
+    if count < len(weights_V):
+        threshold = np.partition(weights_V, len(weights_V) - count)[len(weights_V) - count]
+        ids = np.flatnonzero(weights_V >= threshold)
+    else:
+        ids = np.arange(len(weights_V))
+    return ids[np.argsort(-weights_V[ids], kind="stable")][:count]

@@ -1,0 +1,137 @@
+"""What the server and the engine process say to each other: msgspec structs, length-prefixed, over a Unix socket pair.
+
+Nothing else passes: no pickle, no shared objects. A frame is four bytes of length, little endian, and a MessagePack body.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import msgspec
+
+from qwenstack.core.errors import EngineError
+from qwenstack.core.outputs import OutputDelta
+from qwenstack.core.protocols import EngineStats, ModelCard
+from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.config import EngineConfig
+
+MAX_FRAME_BYTES = 64 << 20
+"""Far above a full context of ids with log-probabilities; a longer frame means that the stream is broken."""
+_LENGTH = struct.Struct("<I")
+
+
+class Start(msgspec.Struct, tag=True):
+    """Load this model; the first command."""
+
+    config: EngineConfig
+
+
+class Submit(msgspec.Struct, tag=True):
+    """Queue a request."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+
+
+class Abort(msgspec.Struct, tag=True):
+    """Forget a request, in whatever state it is."""
+
+    request_id: str
+
+
+class AskStats(msgspec.Struct, tag=True):
+    """Answer with a `StatsReply`."""
+
+
+class Ready(msgspec.Struct, tag=True):
+    """The model is loaded."""
+
+    card: ModelCard
+
+
+class LoadFailed(msgspec.Struct, tag=True):
+    """The model cannot be loaded; the process ends."""
+
+    error_type: str
+    """The class of `qwenstack.core.errors` it was."""
+    message: str
+
+
+class Deltas(msgspec.Struct, tag=True):
+    """What one step gave."""
+
+    deltas: list[OutputDelta]
+
+
+class Refused(msgspec.Struct, tag=True):
+    """A request was not queued."""
+
+    request_id: str
+    error_type: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+class StatsReply(msgspec.Struct, tag=True):
+    """The engine's counters."""
+
+    stats: EngineStats
+
+
+Command = Start | Submit | Abort | AskStats
+Event = Ready | LoadFailed | Deltas | Refused | StatsReply
+
+
+def _encode_path(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value)} does not travel between processes")
+
+
+def _decode_path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"{kind} does not travel between processes")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
+command_decoder = msgspec.msgpack.Decoder(Command, dec_hook=_decode_path)
+event_decoder = msgspec.msgpack.Decoder(Event, dec_hook=_decode_path)
+
+
+def encode_frame(message: Command | Event) -> bytes:
+    """Return a message as bytes for the socket."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameBuffer:
+    """Cuts a stream of bytes into message bodies, however the bytes arrive."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add bytes; return the bodies that are complete now.
+
+        Raises:
+            EngineError: a frame claims to be longer than any message can be.
+        """
+        self._bytes += data
+        bodies: list[bytes] = []
+        start = 0
+        while len(self._bytes) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._bytes, start)
+            if length > MAX_FRAME_BYTES:
+                raise EngineError(f"A frame of {length} bytes came over the engine's socket; the limit is {MAX_FRAME_BYTES}.")
+            if len(self._bytes) - start - _LENGTH.size < length:
+                break
+            start += _LENGTH.size
+            bodies.append(bytes(self._bytes[start : start + length]))
+            start += length
+        del self._bytes[:start]
+        return bodies

@@ -1,0 +1,304 @@
+"""The shape of a decoder: one value for Qwen2, Qwen2.5, Qwen3, Qwen3-MoE and Llama, with Hugging Face's field names.
+
+Families differ by flags (`qkv_bias`, `qk_norm`, `tie_word_embeddings`, `experts`), not by classes. What this decoder
+does not compute (sliding windows, scaled RoPE, other activations) is refused here rather than computed wrongly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from qwenstack.core.errors import ModelFormatError
+
+ModelType = Literal["qwen2", "qwen3", "qwen3_moe", "llama"]
+_MODEL_TYPES: tuple[ModelType, ...] = ("qwen2", "qwen3", "qwen3_moe", "llama")
+_GGUF_ARCHITECTURES: dict[str, ModelType] = {
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "llama": "llama",
+}
+_MAX_SIZE = 1 << 24
+"""No dimension of a real model comes near; a hostile file must not make us multiply with larger ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """The mixture of experts that replaces the feed-forward network in sparse layers."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    norm_topk_prob: bool
+    """Whether the chosen experts' probabilities are divided by their sum; so in all released Qwen3-MoE models."""
+    decoder_sparse_step: int = 1
+    mlp_only_layers: tuple[int, ...] = ()
+    """Layers that keep a dense feed-forward network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The sizes and flags of one decoder.
+
+    Raises:
+        ModelFormatError: sizes contradict each other or are beyond any real model.
+    """
+
+    model_type: ModelType
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    """Not `hidden_size / num_attention_heads`: five of the eight Qwen3 sizes differ."""
+    vocab_size: int
+    """Rows of the embedding; the tokenizer may use fewer."""
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool = False
+    qk_norm: bool
+    experts: ExpertsConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be."""
+        sizes = {
+            name: getattr(self, name)
+            for name in (
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "head_dim",
+                "vocab_size",
+                "max_position_embeddings",
+            )
+        }
+        for name, size in sizes.items():
+            if not 1 <= size <= _MAX_SIZE:
+                raise ModelFormatError(f"`{name}` is {size!r}; it must lie between 1 and {_MAX_SIZE}.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelFormatError(
+                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly."
+            )
+        if self.head_dim % 2:
+            raise ModelFormatError(f"`head_dim` is {self.head_dim}; rotary embedding needs an even one.")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value: float = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ModelFormatError(f"`{name}` is {value!r}; it must be a positive number.")
+        if self.experts is not None and not 1 <= self.experts.num_experts_per_tok <= self.experts.num_experts:
+            raise ModelFormatError(
+                f"{self.experts.num_experts_per_tok} of {self.experts.num_experts} experts per token is not a choice."
+            )
+
+    @property
+    def q_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.num_key_value_heads * self.head_dim
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has experts instead of a dense feed-forward network."""
+        if self.experts is None or layer in self.experts.mlp_only_layers:
+            return False
+        return (layer + 1) % self.experts.decoder_sparse_step == 0
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model; a tied head counts once."""
+        attention = self.hidden_size * (2 * self.q_size + 2 * self.kv_size)
+        attention += (self.q_size + 2 * self.kv_size) * self.qkv_bias + self.hidden_size * self.o_bias
+        attention += 2 * self.head_dim * self.qk_norm
+        total = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2) + self.hidden_size
+        for layer in range(self.num_hidden_layers):
+            total += attention + 2 * self.hidden_size
+            if self.experts is not None and self.is_sparse(layer):
+                per_expert = 3 * self.hidden_size * self.experts.moe_intermediate_size
+                total += self.experts.num_experts * (per_expert + self.hidden_size)
+            else:
+                total += 3 * self.hidden_size * self.intermediate_size
+        return total
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, object]) -> ModelConfig:
+        """Read a Hugging Face `config.json`.
+
+        Raises:
+            ModelFormatError: a field is missing, of the wrong type, or asks for what this decoder does not compute.
+        """
+        fields = _Fields(config, "config.json")
+        model_type = fields.text("model_type")
+        if model_type not in _MODEL_TYPES:
+            raise ModelFormatError(
+                f"config.json says model_type {model_type!r}; this decoder knows {', '.join(_MODEL_TYPES)}."
+            )
+        _refuse_unknown_mathematics(fields)
+        hidden_size = fields.integer("hidden_size")
+        num_attention_heads = fields.integer("num_attention_heads")
+        attention_bias = fields.flag("attention_bias", default=False)
+        return cls(
+            model_type=model_type,
+            hidden_size=hidden_size,
+            intermediate_size=fields.integer("intermediate_size"),
+            num_hidden_layers=fields.integer("num_hidden_layers"),
+            num_attention_heads=num_attention_heads,
+            num_key_value_heads=fields.integer("num_key_value_heads", default=num_attention_heads),
+            head_dim=fields.integer("head_dim", default=hidden_size // max(num_attention_heads, 1)),
+            vocab_size=fields.integer("vocab_size"),
+            max_position_embeddings=fields.integer("max_position_embeddings"),
+            rms_norm_eps=fields.number("rms_norm_eps"),
+            rope_theta=_rope_theta(fields),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
+            qkv_bias=attention_bias or model_type == "qwen2",
+            o_bias=attention_bias and model_type != "qwen2",
+            qk_norm=model_type in ("qwen3", "qwen3_moe"),
+            experts=_experts_from_hf(fields) if model_type == "qwen3_moe" else None,
+        )
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, object], tensor_shapes: Mapping[str, Sequence[int]]) -> ModelConfig:
+        """Read GGUF metadata; the tensors say what the metadata leaves open (vocabulary rows, biases, a tied head).
+
+        Raises:
+            ModelFormatError: as for `from_hf`.
+        """
+        fields = _Fields(metadata, "the GGUF metadata")
+        architecture = fields.text("general.architecture")
+        if architecture not in _GGUF_ARCHITECTURES:
+            raise ModelFormatError(
+                f"The file holds a model of architecture {architecture!r}; this decoder knows "
+                f"{', '.join(_GGUF_ARCHITECTURES)}."
+            )
+        model_type = _GGUF_ARCHITECTURES[architecture]
+        scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+        if scaling != "none" or "rope_freqs.weight" in tensor_shapes:
+            raise ModelFormatError(f"The file asks for scaled rotary embedding ({scaling!r}), which is not computed here.")
+        if "token_embd.weight" not in tensor_shapes:
+            raise ModelFormatError("The file has no tensor `token_embd.weight`.")
+        hidden_size = fields.integer(f"{architecture}.embedding_length")
+        num_attention_heads = fields.integer(f"{architecture}.attention.head_count")
+        head_dim = fields.integer(
+            f"{architecture}.attention.key_length", default=hidden_size // max(num_attention_heads, 1)
+        )
+        experts = _experts_from_gguf(fields, architecture) if model_type == "qwen3_moe" else None
+        return cls(
+            model_type=model_type,
+            hidden_size=hidden_size,
+            intermediate_size=fields.integer(f"{architecture}.feed_forward_length"),
+            num_hidden_layers=fields.integer(f"{architecture}.block_count"),
+            num_attention_heads=num_attention_heads,
+            num_key_value_heads=fields.integer(
+                f"{architecture}.attention.head_count_kv", default=num_attention_heads
+            ),
+            head_dim=head_dim,
+            vocab_size=tensor_shapes["token_embd.weight"][0],
+            max_position_embeddings=fields.integer(f"{architecture}.context_length"),
+            rms_norm_eps=fields.number(f"{architecture}.attention.layer_norm_rms_epsilon"),
+            rope_theta=fields.number(f"{architecture}.rope.freq_base", default=10_000.0),
+            tie_word_embeddings="output.weight" not in tensor_shapes,
+            qkv_bias="blk.0.attn_q.bias" in tensor_shapes,
+            o_bias="blk.0.attn_output.bias" in tensor_shapes,
+            qk_norm="blk.0.attn_q_norm.weight" in tensor_shapes,
+            experts=experts,
+        )
+
+
+class _Fields:
+    """Typed reads from a mapping that somebody else wrote."""
+
+    def __init__(self, values: Mapping[str, object], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.values.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise ModelFormatError(f"`{key}` is missing in {self.where}.")
+        return value
+
+    def integer(self, key: str, *, default: int | None = None) -> int:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be a whole number.")
+        return value
+
+    def number(self, key: str, *, default: float | None = None) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be a number.")
+        return float(value)
+
+    def text(self, key: str) -> str:
+        value = self._get(key, None)
+        if not isinstance(value, str):
+            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be text.")
+        return value
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be true or false.")
+        return value
+
+
+def _refuse_unknown_mathematics(fields: _Fields) -> None:
+    activation = fields.values.get("hidden_act", "silu")
+    if activation != "silu":
+        raise ModelFormatError(f"`hidden_act` is {activation!r}; this decoder computes silu.")
+    if fields.flag("mlp_bias", default=False):
+        raise ModelFormatError("`mlp_bias` is true; this decoder has no bias in its feed-forward network.")
+    layer_types = cast("Sequence[object]", fields.values.get("layer_types") or ())
+    slides = fields.flag("use_sliding_window", default=False) or any(kind != "full_attention" for kind in layer_types)
+    if slides:
+        raise ModelFormatError("The model uses sliding-window attention, which is not computed here.")
+
+
+def _rope_theta(fields: _Fields) -> float:
+    """Return the base frequency; newer files keep it in `rope_parameters`, older ones beside `rope_scaling`."""
+    for key in ("rope_parameters", "rope_scaling"):
+        value = fields.values.get(key)
+        if not isinstance(value, Mapping):
+            continue
+        nested = _Fields(cast("Mapping[str, object]", value), f"`{key}`")
+        kind = nested.values.get("rope_type", nested.values.get("type", "default"))
+        if kind != "default":
+            raise ModelFormatError(f"`{key}` asks for {kind!r} rotary embedding; only the plain one is computed here.")
+        if "rope_theta" in nested.values:
+            return nested.number("rope_theta")
+    return fields.number("rope_theta", default=10_000.0)
+
+
+def _experts_from_hf(fields: _Fields) -> ExpertsConfig:
+    mlp_only = cast("Sequence[object]", fields.values.get("mlp_only_layers") or ())
+    return ExpertsConfig(
+        # transformers 5 writes `num_local_experts`, the released checkpoints say `num_experts`.
+        num_experts=fields.integer("num_local_experts" if "num_local_experts" in fields.values else "num_experts"),
+        num_experts_per_tok=fields.integer("num_experts_per_tok"),
+        moe_intermediate_size=fields.integer("moe_intermediate_size"),
+        norm_topk_prob=fields.flag("norm_topk_prob", default=False),
+        decoder_sparse_step=max(fields.integer("decoder_sparse_step", default=1), 1),
+        mlp_only_layers=tuple(layer for layer in mlp_only if isinstance(layer, int)),
+    )
+
+
+def _experts_from_gguf(fields: _Fields, architecture: str) -> ExpertsConfig:
+    return ExpertsConfig(
+        num_experts=fields.integer(f"{architecture}.expert_count"),
+        num_experts_per_tok=fields.integer(f"{architecture}.expert_used_count"),
+        moe_intermediate_size=fields.integer(f"{architecture}.expert_feed_forward_length"),
+        norm_topk_prob=True,
+    )

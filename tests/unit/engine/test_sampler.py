@@ -1,0 +1,113 @@
+"""The sampler against distributions computed by hand, token by token, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.sampler import TokenHistory, choose_token, token_logprob, uniform_number
+
+
+def no_history() -> TokenHistory:
+    return TokenHistory(np.array([], np.int64))
+
+
+def choose(
+    logits: np.ndarray, params: SamplingParams, uniform: float = 0.5, history: TokenHistory | None = None
+) -> int:
+    return choose_token(logits, params, history or no_history(), forbidden_ids=(), uniform=uniform)
+
+
+def filtered_distribution(logits: np.ndarray, params: SamplingParams) -> dict[int, float]:
+    """The distribution that vLLM documents, by the book: temperature, min-p, top-k, top-p."""
+    exact = [math.exp((float(value) - float(logits.max())) / params.temperature) for value in logits]
+    kept = {token: weight for token, weight in enumerate(exact) if weight >= params.min_p * max(exact)}
+    ranked = sorted(kept, key=lambda token: (-kept[token], token))
+    ranked = ranked[: params.top_k or None]
+    total = sum(kept[token] for token in ranked)
+    nucleus: list[int] = []
+    mass = 0.0
+    for token in ranked:
+        if mass >= params.top_p * total:
+            break
+        nucleus.append(token)
+        mass += kept[token]
+    return {token: kept[token] / mass for token in nucleus}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    logits=st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=40),
+    temperature=st.floats(0.2, 2.0),
+    top_p=st.floats(0.05, 1.0),
+    top_k=st.integers(0, 12),
+    min_p=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_samples_follow_the_filtered_distribution(
+    logits: list[float], temperature: float, top_p: float, top_k: int, min_p: float
+) -> None:
+    row = np.array(logits, np.float32)
+    params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    expected = filtered_distribution(row, params)
+    grid = (np.arange(1000) + 0.5) / 1000
+    drawn = [choose(row, params, float(uniform)) for uniform in grid]
+    share = {token: drawn.count(token) / len(drawn) for token in set(drawn)}
+    for token in set(share) | set(expected):
+        # a boundary token may fall to either side of top-p by rounding; it then has the smallest share
+        assert abs(share.get(token, 0.0) - expected.get(token, 0.0)) <= 0.005 or min(
+            expected.values()
+        ) == pytest.approx(expected.get(token, min(expected.values())), abs=1e-4)
+
+
+def test_a_wide_nucleus_is_found_beyond_the_first_candidates() -> None:
+    row = np.zeros(5000, np.float32)
+    drawn = {choose(row, SamplingParams(top_p=0.9), (at + 0.5) / 4500) for at in range(4500)}
+    assert drawn == set(range(4500))
+
+
+def test_temperature_zero_takes_the_first_of_the_likeliest() -> None:
+    assert choose(np.array([1.0, 3.0, 3.0], np.float32), SamplingParams(temperature=0)) == 1
+
+
+def test_penalties_are_those_of_the_definitions() -> None:
+    history = TokenHistory(np.array([0, 3], np.int64))
+    for token in (1, 1, 2):
+        history.add(token)
+    row = np.array([2.0, 2.5, -1.0, -0.5, 1.1], np.float32)
+    params = SamplingParams(temperature=0, repetition_penalty=2.0, presence_penalty=0.1, frequency_penalty=0.2)
+    expected = np.array([2 / 2, 2.5 / 2 - 0.1 - 0.4, -1 * 2 - 0.1 - 0.2, -0.5 * 2, 1.1])
+    ranked: list[int] = []
+    for _ in range(5):
+        token = choose_token(row, params, history, forbidden_ids=ranked, uniform=0.0)
+        ranked.append(token)
+    assert ranked == list(np.argsort(-expected))
+
+
+def test_bias_forbids_and_forces() -> None:
+    row = np.array([5.0, 0.0, 1.0], np.float32)
+    assert choose(row, SamplingParams(temperature=0, logit_bias={0: -100.0})) == 2
+    assert choose(row, SamplingParams(temperature=0, logit_bias={1: 100.0})) == 1
+    assert row.tolist() == [5.0, 0.0, 1.0]
+
+
+def test_logprobs_are_of_the_plain_distribution() -> None:
+    row = np.array([0.5, 2.0, -1.0, 2.0], np.float32)
+    exact = row.astype(np.float64) - np.log(np.exp(row.astype(np.float64)).sum())
+    scored = token_logprob(row, 0, 3)
+    assert scored.logprob == pytest.approx(exact[0], abs=1e-6)
+    assert [token for token, _ in scored.top] == [1, 3, 0]
+    assert [value for _, value in scored.top] == pytest.approx([exact[1], exact[3], exact[0]], abs=1e-6)
+
+
+def test_random_numbers_depend_on_seed_answer_and_position_only() -> None:
+    numbers = [uniform_number(seed, index, position) for seed in range(20) for index in range(5) for position in range(20)]
+    assert len(set(numbers)) == len(numbers)
+    assert 0.0 <= min(numbers) < 0.01
+    assert 0.99 < max(numbers) < 1.0
+    assert abs(sum(numbers) / len(numbers) - 0.5) < 0.02
+    assert uniform_number(-5, 0, 3) == uniform_number(-5, 0, 3)
