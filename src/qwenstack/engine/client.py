@@ -248,6 +248,7 @@ class _EngineProcess:
             await self._process.wait()
         self._reading.cancel()
         await asyncio.wait([self._reading])
+        self._ready.cancel()
 
     def _send(self, command: Command) -> None:
         if not self._writer.is_closing():
@@ -293,6 +294,7 @@ class _EngineProcess:
                 waiter.set_exception(error)
         if not self._ready.done():
             self._ready.set_exception(error)
+            self._ready.exception()  # whoever waits gets it; nobody has to
 
 
 def _as_error(error_type: str, message: str, param: str | None, code: str | None) -> QwenStackError:

@@ -24,6 +24,10 @@ from qwenstack.hub.pull import locate
 from qwenstack.tokenizer import Tokenizer
 
 
+_NO_QUEUE_LIMIT = 1 << 20
+"""One caller's own list needs no protection from itself."""
+
+
 class TokensPrompt(TypedDict):
     """A prompt that is already tokenised."""
 
@@ -53,11 +57,12 @@ class LLM:
     Not for several threads at once: serve those with `qwenstack serve`.
     """
 
-    def __init__(self, model: str | Path, **options: Unpack[EngineOptions]) -> None:
+    def __init__(self, model: str | Path, *, model_name: str | None = None, **options: Unpack[EngineOptions]) -> None:
         """Load a model, fetching it first where it is not in the cache.
 
         Args:
             model: a registry name, a folder, a `.gguf` file, `hf:ORG/NAME[:FILE]` or `ms:ORG/NAME[:FILE]`.
+            model_name: how the model calls itself in `card`; None: its registry name or its file's.
             options: any of `EngineOptions`.
 
         Raises:
@@ -66,7 +71,9 @@ class LLM:
             ConfigError: an option is outside its range.
         """
         found = locate(str(model))
-        config = EngineConfig(model_path=found.path, model_name=found.name, **options)
+        config = EngineConfig(
+            model_path=found.path, model_name=model_name or found.name, max_num_waiting=_NO_QUEUE_LIMIT, **options
+        )
         self._engine = Engine(load_model(config))
         self.default_sampling = default_sampling(open_checkpoint(found.path))
         """Sampling that the model's makers recommend, by the names of `SamplingParams`."""
@@ -133,6 +140,8 @@ class LLM:
     ) -> Generator[OutputDelta]:
         """Yield the answer to a conversation piece by piece; closing the generator cancels it.
 
+        While a long prompt is read, empty deltas come, so that the caller can leave there too.
+
         Raises:
             RequestError: as for `chat`.
             EngineError: the computation failed.
@@ -142,7 +151,7 @@ class LLM:
         num_open = sampling_params.n
         try:
             while num_open:
-                for delta in self._engine.step():
+                for delta in self._engine.step() or [OutputDelta(request_id=request_id)]:
                     _raise_if_failed(delta)
                     num_open -= delta.finish_reason is not None
                     yield delta

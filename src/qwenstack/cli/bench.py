@@ -1,0 +1,204 @@
+"""`qwenstack bench`: how fast it is here, with all that is needed to compare the figures.
+
+Prompts are random token ids, fresh in every repetition, so that no cache can answer for the arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Protocol
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from qwenstack.cli.loading import engine_config, fetch_model
+from qwenstack.cli.machine import describe_machine
+from qwenstack.cli.options import AsJson, Assignments, ModelArgument
+from qwenstack.cli.output import print_json, print_table
+from qwenstack.cli.settings import load_settings
+from qwenstack.core.errors import EngineError
+from qwenstack.core.outputs import OutputDelta
+from qwenstack.core.sampling_params import SamplingParams
+
+bench = App(name="bench", help="Measure speed.")
+
+_AT_LEAST_ONE = Parameter(validator=Number(gte=1))
+_AT_LEAST_TWO = Parameter(validator=Number(gte=2))
+_WARM_UP_TOKENS = 8
+"""Enough to touch every weight and wake every thread once."""
+
+
+class SteppedEngine(Protocol):
+    """What a measurement needs of an engine."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        ...
+
+    def add_request(self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Queue a request."""
+        ...
+
+    def step(self) -> list[OutputDelta]:
+        """Compute the next tokens."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One repetition: `batch` prompts read and answered together."""
+
+    prefill_tokens: int
+    prefill_s: float
+    """Until every answer has its first token."""
+    decode_tokens: int
+    """Generated after that moment."""
+    decode_s: float
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """How fast prompts are read."""
+        return self.prefill_tokens / self.prefill_s
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """How fast answers are written, all together."""
+        return self.decode_tokens / self.decode_s
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the engine has to do in a measurement."""
+
+    prompt_tokens: Annotated[int, _AT_LEAST_ONE] = 512
+    """Length of each prompt."""
+    max_tokens: Annotated[int, _AT_LEAST_TWO] = 128
+    """Length of each answer."""
+    repetitions: Annotated[int, _AT_LEAST_ONE] = 5
+    """Measurements; the median is reported."""
+    batch: Annotated[int, _AT_LEAST_ONE] = 1
+    """Prompts at the same time."""
+    seed: int = 0
+    """Chooses the random prompts."""
+
+
+_DEFAULT_LOAD = Load()
+
+
+@bench.command
+def engine(
+    model: ModelArgument = None,
+    /,
+    *,
+    load: Load = _DEFAULT_LOAD,
+    num_threads: Annotated[int | None, Parameter(help="Threads of the kernels.")] = None,
+    as_json: AsJson = False,
+    assignments: Assignments = (),
+) -> None:
+    """Measure how fast a model reads prompts (prefill) and writes answers (decode) in this process."""
+    from qwenstack.engine.engine import Engine
+    from qwenstack.engine.loading import load_model
+    from qwenstack.kernels import load_kernels
+
+    settings = load_settings(assignments, {"model": model, "engine.num_threads": num_threads}).value
+    loaded = load_model(engine_config(settings, fetch_model(settings)))
+    stepped = Engine(loaded)
+    fresh_ids = _random_ids(random.Random(load.seed), loaded.card.vocab_size)  # noqa: S311 - prompts, not secrets
+    measure(stepped, [fresh_ids(load.prompt_tokens)], max_tokens=_WARM_UP_TOKENS)
+    runs = [
+        measure(stepped, [fresh_ids(load.prompt_tokens) for _ in range(load.batch)], max_tokens=load.max_tokens)
+        for _ in range(load.repetitions)
+    ]
+    report: dict[str, object] = {
+        "model": loaded.card.id,
+        "weight_format": loaded.card.weight_format,
+        "kernels": load_kernels(1, settings.engine.isa).name,
+        **dataclasses.asdict(load),
+        **summarise(runs),
+        "machine": dataclasses.asdict(describe_machine()),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def measure(
+    stepped: SteppedEngine,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Run:
+    """Run prompts of equal length to their end together, and time the two phases.
+
+    Raises:
+        EngineError: the computation failed.
+    """
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    start = clock()
+    for index, prompt_ids in enumerate(prompts):
+        stepped.add_request(f"bench-{index}", prompt_ids, params)
+    unread = {f"bench-{index}" for index in range(len(prompts))}
+    all_read, decode_tokens = start, 0
+    while stepped.has_work:
+        deltas = stepped.step()
+        for delta in deltas:
+            if delta.finish_reason == "error":
+                raise EngineError(delta.error or "The computation failed.")
+        if unread:
+            unread -= {delta.request_id for delta in deltas if delta.token_ids}
+            all_read = clock()
+        else:
+            decode_tokens += sum(len(delta.token_ids) for delta in deltas)
+    return Run(
+        prefill_tokens=sum(map(len, prompts)),
+        prefill_s=all_read - start,
+        decode_tokens=decode_tokens,
+        decode_s=clock() - all_read,
+    )
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, object]:
+    """Return the medians, and every single figure, since a median alone hides the spread."""
+    prefill = [run.prefill_tokens_per_second for run in runs]
+    decode = [run.decode_tokens_per_second for run in runs]
+    return {
+        "prefill_tokens_per_second": round(statistics.median(prefill), 2),
+        "decode_tokens_per_second": round(statistics.median(decode), 2),
+        "ttft_ms": round(statistics.median(run.prefill_s for run in runs) * 1e3, 2),
+        "prefill_tokens_per_second_runs": [round(value, 2) for value in prefill],
+        "decode_tokens_per_second_runs": [round(value, 2) for value in decode],
+    }
+
+
+def _random_ids(source: random.Random, vocab_size: int) -> Callable[[int], list[int]]:
+    return lambda count: [source.randrange(vocab_size) for _ in range(count)]
+
+
+def _print_report(report: dict[str, object]) -> None:
+    print_table(
+        ("PHASE", "TOKENS/S (MEDIAN)", "ALL"),
+        [
+            (phase, str(report[f"{phase}_tokens_per_second"]), str(report[f"{phase}_tokens_per_second_runs"]))
+            for phase in ("prefill", "decode")
+        ],
+    )
+    machine = describe_machine()
+    print_table(
+        ("", ""),
+        [
+            ("model", f"{report['model']} ({report['weight_format']})"),
+            ("kernels", str(report["kernels"])),
+            ("load", f"{report['batch']} x {report['prompt_tokens']} + {report['max_tokens']} tokens"),
+            ("machine", f"{machine.cpu}, {machine.num_cores} cores, {machine.platform}"),
+        ],
+    )

@@ -1,0 +1,1 @@
+"""`qwenstack chat`: a conversation in the terminal, or one answer on standard output."""

@@ -1,0 +1,127 @@
+"""`qwenstack serve`: the server and the web page."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+import qwenstack
+from qwenstack.cli.loading import engine_config, fetch_model
+from qwenstack.cli.options import Assignments, ModelArgument
+from qwenstack.cli.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from qwenstack.engine import EngineConfig
+    from qwenstack.serving import ServeConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Where to listen, and to whom."""
+
+    host: str | None = None
+    """Address to listen on; any but this machine's own needs --api-key. [default: 127.0.0.1]"""
+    port: int | None = None
+    """Port to listen on. [default: 8000]"""
+    api_key: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    """Key that clients must show; QWENSTACK_API_KEYS hides it from this machine's list of processes."""
+    served_model_name: str | None = None
+    """Name of the model for clients; default: its own name."""
+    max_model_len: int | None = None
+    """Prompt and answer together, in tokens; default: as many as the model was trained for."""
+    num_threads: int | None = None
+    """Threads of the kernels; default: one for each physical core."""
+
+    def by_key(self) -> dict[str, object]:
+        """Return the values by the settings they stand for; None where the option was not used."""
+        return {
+            "server.host": self.host,
+            "server.port": self.port,
+            "server.api_keys": self.api_key or None,
+            "server.served_model_name": self.served_model_name,
+            "engine.max_model_len": self.max_model_len,
+            "engine.num_threads": self.num_threads,
+        }
+
+
+_NO_OPTIONS = ServeOptions()
+
+
+def serve(
+    model: ModelArgument = None,
+    /,
+    *,
+    options: ServeOptions = _NO_OPTIONS,
+    assignments: Assignments = (),
+) -> None:
+    """Serve a model over HTTP, with a chat page for the browser."""
+    import asyncio
+
+    from qwenstack.serving import check_binding, open_socket
+
+    settings = load_settings(assignments, {"model": model, **options.by_key()}).value
+    config = serve_config(settings)
+    check_binding(config)
+    with contextlib.closing(open_socket(config)) as listener:  # what can be refused is refused before a long download
+        pulled = fetch_model(settings)
+        _say(f"Loading {pulled.name} ...")
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(engine_config(settings, pulled), config, listener))
+
+
+async def _serve(engine: EngineConfig, config: ServeConfig, listener: socket.socket) -> None:
+    """Load the model in a process of its own and serve it until a signal."""
+    from qwenstack.engine.client import EngineClient
+    from qwenstack.serving import create_app, serve_app
+
+    client = await EngineClient.start(engine)
+    try:
+        config = replace(config, default_sampling=client.default_sampling)
+        app = create_app(client, config)
+        await serve_app(app, config, listener=listener, on_ready=lambda urls: _announce(client.card.id, urls))
+    finally:
+        await client.close()
+
+
+def serve_config(settings: Settings) -> ServeConfig:
+    """Return how the server shall be set up.
+
+    Raises:
+        ConfigError: a value does not suit it.
+    """
+    from qwenstack.serving import ServeConfig
+
+    return ServeConfig(**asdict(settings.server), static_dir=static_dir())
+
+
+def static_dir() -> Path:
+    """Return where the built web page is, if it was built."""
+    return Path(qwenstack.__file__).parent / "serving" / "static"
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows; asyncio's own loop is slower, not different
+        return None
+    return uvloop.new_event_loop
+
+
+def _announce(name: str, urls: Sequence[str]) -> None:
+    for url in urls:
+        _say(f"{name} answers at {url} (API: {url}/v1). Ctrl-C stops.")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

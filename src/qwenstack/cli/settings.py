@@ -1,0 +1,133 @@
+"""The settings of the `qwenstack` command, and the places they come from.
+
+Settings are what users write; the layers below have configurations of their own, which the commands fill from these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from qwenstack.core.config import (
+    Between,
+    EnvironmentName,
+    Resolved,
+    Trait,
+    from_assignments,
+    from_environment,
+    from_flags,
+    from_toml,
+    load_config,
+    refuse_personal,
+)
+
+PROJECT_FILE = Path("qwenstack.toml")
+"""Settings of the folder that the command is run in."""
+
+_OTHER_VARIABLES = frozenset({"QWENSTACK_DATA", "QWENSTACK_FUZZ_SECONDS", "QWENSTACK_SCREENSHOTS"})
+"""Variables of ours that scripts and tests read; they are no settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How much of the machine the model may use."""
+
+    num_threads: Annotated[int, Between(low=1, high=1024)] | None = None
+    """Threads of the kernels; none: one for each physical core."""
+    max_model_len: Annotated[int, Between(low=1, high=1 << 24)] | None = None
+    """Prompt and answer together, in tokens; none: as many as the model was trained for."""
+    kv_cache_memory_bytes: Annotated[int, Between(low=1 << 16, high=1 << 50)] | None = None
+    """Memory for keys and values; none: sized to the free memory."""
+    max_num_seqs: Annotated[int, Between(low=1, high=4096)] = 64
+    """Answers that are generated at the same time; more wait."""
+    max_num_batched_tokens: Annotated[int, Between(low=16, high=1 << 16)] = 512
+    """Tokens that one step computes; a long prompt is read in pieces of this size."""
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Type of stored keys and values; auto: float32 for float32 weights, else float16."""
+    isa: Literal["auto", "avx512", "avx2", "scalar", "reference"] = "auto"
+    """Instruction set of the kernels; auto: the best that this CPU has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Where the server listens, and to whom."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; any but this machine's own needs an API key."""
+    port: Annotated[int, Between(low=0, high=65_535)] = 8000
+    """Port to listen on; 0 takes a free one."""
+    api_keys: Annotated[tuple[str, ...], Trait.SECRET, EnvironmentName(name="QWENSTACK_API_KEYS")] = ()
+    """Keys that clients must show one of; none: everybody on this machine may use the server."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names, beside this machine's own, under which clients may reach the server."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins, such as https://chat.example.org, whose web pages may use the server."""
+    served_model_name: str | None = None
+    """Name of the model for clients; none: its own name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSettings:
+    """Where model files come from and where they are kept."""
+
+    cache_dir: Annotated[Path | None, EnvironmentName(name="QWENSTACK_CACHE_DIR")] = None
+    """Folder of the models; none: the user's cache folder."""
+    hf_endpoint: Annotated[str, Trait.PERSONAL, EnvironmentName(name="HF_ENDPOINT")] = "https://huggingface.co"
+    """Hugging Face, or a mirror of it."""
+    ms_endpoint: Annotated[str, Trait.PERSONAL] = "https://modelscope.cn"
+    """ModelScope, or a mirror of it."""
+    hf_token: Annotated[str | None, Trait.SECRET, EnvironmentName(name="HF_TOKEN")] = None
+    """Token for private models; shown to Hugging Face alone."""
+    offline: Annotated[bool, EnvironmentName(name="HF_HUB_OFFLINE")] = False
+    """Use only what is in the cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of the command."""
+
+    model: str = "auto"
+    """Model to use where a command names none."""
+    engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()
+    hub: HubSettings = HubSettings()
+
+
+def load_settings(assignments: Iterable[str] = (), flags: Mapping[str, object] | None = None) -> Resolved[Settings]:
+    """Merge defaults, the user's file, the project's file, the environment, `--set` and the options of a command.
+
+    Args:
+        assignments: what `--set` was given.
+        flags: values of further options, by key.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    return load_config(
+        Settings,
+        from_toml(user_file()),
+        refuse_personal(Settings, from_toml(PROJECT_FILE)),
+        from_environment(Settings, os.environ, other_names=_OTHER_VARIABLES),
+        from_assignments(assignments),
+        from_flags(flags or {}),
+    )
+
+
+def user_file() -> Path:
+    """Return the user's own settings file, which need not exist."""
+    return _user_path("config") / "config.toml"
+
+
+def state_dir() -> Path:
+    """Return the folder for what commands remember between runs, which need not exist."""
+    return _user_path("state")
+
+
+def _user_path(kind: Literal["config", "state"]) -> Path:
+    import platformdirs
+
+    find = platformdirs.user_config_path if kind == "config" else platformdirs.user_state_path
+    return find("qwenstack", appauthor=False)

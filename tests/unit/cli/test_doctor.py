@@ -1,0 +1,70 @@
+"""The examination: what is fine, what is not, and what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from qwenstack.cli.app import main
+from qwenstack.cli.doctor import check_memory, check_models, check_port, check_web_page
+from qwenstack.cli.machine import describe_machine, useful_flags
+from qwenstack.cli.settings import ServerSettings, Settings
+
+NAMES = ["python", "platform", "cpu", "cores", "kernels", "memory", "models", "web page", "port", "settings"]
+
+
+def test_everything_is_looked_at_whatever_is_missing(capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", "--json", "--set", "server.port=0"]) == 0
+    checks = json.loads(capsys.readouterr().out)
+    assert [check["name"] for check in checks] == NAMES
+    assert all(bool(check["advice"]) == (check["status"] == "warn") for check in checks)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert all(f" {name} " in out for name in NAMES)
+
+
+def test_little_memory_is_worth_a_warning():
+    machine = describe_machine()
+    assert check_memory(machine, 100 << 20).status == "warn"
+    assert check_memory(machine, 8 << 30).status == "ok"
+    unknown = dataclasses.replace(machine, memory_bytes=None)
+    assert check_memory(unknown, 8 << 30).found == "8.6 GB free"
+
+
+def test_an_empty_cache_says_how_to_fill_it():
+    check = check_models(Settings())
+    assert (check.status, check.advice) == ("warn", "qwenstack pull auto")
+
+
+def test_a_page_that_was_not_built_says_how_to_build_it(tmp_path: Path):
+    assert check_web_page(tmp_path).advice == "make web"
+    (tmp_path / "index.html").write_text("")
+    assert check_web_page(tmp_path).status == "ok"
+
+
+def test_a_taken_port_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        check = check_port(ServerSettings(port=port))
+    assert check.status == "warn"
+    assert f"127.0.0.1:{port}" in check.found
+    assert "--port" in check.advice
+
+
+def test_a_host_that_is_no_address_is_a_finding():
+    assert check_port(ServerSettings(host="256.1.1.1")).status == "warn"
+
+
+def test_flags_are_read_as_linux_writes_them():
+    assert useful_flags("model name\t: X\nflags\t\t: fpu avx2 avx512_vnni sse\n") == ("avx2", "avx512_vnni")
+    assert useful_flags("Features\t: fp asimddp\n") == ("asimddp",)
+    assert useful_flags("") == ()
+
+
+def test_the_machine_has_at_most_as_many_cores_as_threads():
+    machine = describe_machine()
+    assert 1 <= machine.num_cores <= machine.num_logical_cpus

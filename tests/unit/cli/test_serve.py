@@ -1,0 +1,38 @@
+"""Before anything is fetched or loaded, `serve` refuses what cannot work."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from qwenstack.cli import serve as serve_command
+from qwenstack.cli.app import main
+from qwenstack.cli.serve import ServeOptions
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(settings: object) -> None:
+        pytest.fail("a model was fetched for a server that cannot start")
+
+    monkeypatch.setattr(serve_command, "fetch_model", refuse)
+
+
+def test_another_host_without_a_key_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    assert "no API key is set" in capsys.readouterr().err
+
+
+def test_a_taken_port_is_named_with_the_option_to_change_it(capsys: pytest.CaptureFixture[str]):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    err = capsys.readouterr().err
+    assert str(port) in err
+    assert "--port" in err
+
+
+def test_options_that_were_not_used_leave_the_settings_alone():
+    assert set(ServeOptions().by_key().values()) == {None}
+    assert ServeOptions(api_key=("k",)).by_key()["server.api_keys"] == ("k",)
