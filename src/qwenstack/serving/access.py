@@ -1,0 +1,108 @@
+"""Who may call a route: every route says so by its class, and one that does not keeps the server from starting."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from enum import Enum
+from typing import ClassVar
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
+
+from qwenstack.core.errors import ConfigError
+from qwenstack.serving.strict_json import parse_json
+
+
+class Access(Enum):
+    """Who may call a route."""
+
+    PUBLIC = "public"
+    """Anyone who reaches the port."""
+    KEY = "key"
+    """Holders of an API key; anyone where none is configured."""
+
+
+class StrictRequest(Request):
+    """A request whose JSON body was read by the strict reader, before the framework looks at it."""
+
+    document: object = None
+
+    async def json(self) -> object:
+        """Return the document."""
+        return self.document
+
+
+class PublicRoute(APIRoute):
+    """A route for everyone."""
+
+    access: ClassVar[Access] = Access.PUBLIC
+
+
+class KeyRoute(APIRoute):
+    """A route for holders of an API key, reading bodies with the strict JSON reader."""
+
+    access: ClassVar[Access] = Access.KEY
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
+        """Put the strict request in place of the framework's."""
+        handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            strict = StrictRequest(request.scope, request.receive)
+            if request.method == "POST":
+                strict.document = parse_json(await strict.body())
+            return await handle(strict)
+
+        return handle_strictly
+
+
+def declared_access(route: BaseRoute) -> Access | None:
+    """Return what a route declares, None where it declares nothing."""
+    return route.access if isinstance(route, PublicRoute | KeyRoute) else None
+
+
+def check_routes(routes: Iterable[BaseRoute]) -> None:
+    """Refuse routes that do not say who may call them.
+
+    Raises:
+        ConfigError: a route has no declared access.
+    """
+    for route in routes:
+        if declared_access(route) is None:
+            name: object = getattr(route, "path", route)
+            raise ConfigError(f"Route {name!r} does not declare its access; make it a PublicRoute or KeyRoute.")
+
+
+def match_route(routes: Iterable[BaseRoute], scope: Scope) -> APIRoute | None:
+    """Find the route that will answer, by the router's own rule: the first full match, else the first partial."""
+    partial: APIRoute | None = None
+    for route in routes:
+        if not isinstance(route, APIRoute):
+            continue
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            return route
+        if match is Match.PARTIAL and partial is None:
+            partial = route
+    return partial
+
+
+class KeyRing:
+    """The API keys that open the server, kept as digests and compared in constant time."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        """Keep the digests alone."""
+        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+    def opens(self, presented: str | None) -> bool:
+        """Tell whether a presented key is one of ours; True for all where no keys are configured."""
+        if not self._digests:
+            return True
+        # A missing key is compared as well, and no match ends the loop: the time tells nothing.
+        digest = hashlib.sha256((presented or "").encode("utf-8", "surrogatepass")).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches) and presented is not None

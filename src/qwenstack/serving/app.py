@@ -1,0 +1,91 @@
+"""The HTTP application: endpoints over one model, behind the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
+
+from qwenstack.core.protocols import AsyncLLM
+from qwenstack.serving.access import check_routes
+from qwenstack.serving.config import ServeConfig, check_binding
+from qwenstack.serving.connection import Lifetime
+from qwenstack.serving.gate import Gate
+from qwenstack.serving.metrics import Metrics
+from qwenstack.serving.openapi import API_DESCRIPTION, API_VERSION, build_openapi
+from qwenstack.serving.rest.chat import chat_routes
+from qwenstack.serving.rest.completions import completion_routes
+from qwenstack.serving.rest.endpoint import Backend, key_router
+from qwenstack.serving.rest.health import health_routes, metrics_routes
+from qwenstack.serving.rest.models import model_routes
+from qwenstack.serving.rest.qwen3 import qwen3_routes
+from qwenstack.serving.service import GenerationService
+from qwenstack.serving.site import read_site, site_routes
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(llm: AsyncLLM, config: ServeConfig, *, lifespan: Lifespan | None = None) -> FastAPI:
+    """Build the application; `lifespan` may start and stop what the model needs.
+
+    Raises:
+        ConfigError: the configuration would leave the server open, or a route does not say who may call it.
+    """
+    check_binding(config)
+    metrics = Metrics(config.served_model_name or llm.card.id)
+    backend = Backend(
+        service=GenerationService(llm, config, metrics), lifetime=Lifetime(), ping_interval_s=config.ping_interval_s
+    )
+    app = FastAPI(
+        title="qwenstack",
+        version=API_VERSION,
+        description=API_DESCRIPTION,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    routers = (
+        chat_routes(backend),
+        completion_routes(backend),
+        model_routes(backend),
+        qwen3_routes(backend),
+        health_routes(backend),
+        metrics_routes(backend, metrics),
+        _openapi_routes(app),
+        site_routes(read_site(config.static_dir), api_url=f"http://{config.host}:{config.port}/v1"),
+    )
+    # The routes themselves, not routers of routers: the gate reads from each who may call it.
+    routes: Sequence[BaseRoute] = [route for router in routers for route in router.routes]
+    check_routes(routes)
+    app.router.routes.extend(routes)
+    app.state.lifetime = backend.lifetime
+    for error_type in (HTTPException, RequestValidationError):
+        app.add_exception_handler(error_type, _leave_to_the_gate)
+    app.add_middleware(Gate, config=config, routes=routes, metrics=metrics)
+    return app
+
+
+async def _leave_to_the_gate(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """Switch off the framework's own answer; the gate answers every error."""
+    raise error
+
+
+def _openapi_routes(app: FastAPI) -> APIRouter:
+    router = key_router()
+    document: bytes | None = None
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def read_openapi() -> Response:
+        nonlocal document
+        document = document or msgspec.json.encode(build_openapi(app))
+        return Response(document, media_type="application/json")
+
+    return router

@@ -1,0 +1,305 @@
+"""The gate before the router: what may come in at all, and what every answer carries.
+
+`judge` decides from the request's head alone and does nothing; `Gate` is the thin ASGI shell that acts on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qwenstack.serving.access import Access, KeyRing, declared_access, match_route
+from qwenstack.serving.config import ServeConfig, is_loopback_host, parse_address
+from qwenstack.serving.errors import HttpError
+from qwenstack.serving.failure_log import log_failure
+from qwenstack.serving.metrics import Metrics
+from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, answer_error
+
+_API_CSP = "default-src 'none'; frame-ancestors 'none'"
+_SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+)
+_DEFAULT_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (b"content-security-policy", _API_CSP.encode()),
+    (b"cache-control", b"no-store"),
+)
+"""Added where the answer does not bring its own."""
+_SINGLE_HEADERS = frozenset(
+    {"host", "origin", "authorization", "content-type", "content-encoding", "content-length", "sec-fetch-site"}
+)
+"""Headers that may come once: of two values, two readers could believe different ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestHead:
+    """What the gate looks at."""
+
+    method: str
+    scheme: str
+    headers: Mapping[str, str]
+    """Lower-case names; those of interest alone."""
+    repeated: str | None = None
+    """A header that came twice and may not."""
+
+    @classmethod
+    def from_scope(cls, scope: Scope) -> RequestHead:
+        """Read the head of an ASGI request."""
+        headers: dict[str, str] = {}
+        repeated: str | None = None
+        pairs: Iterable[tuple[bytes, bytes]] = scope["headers"]
+        for raw_name, raw_value in pairs:
+            name = raw_name.decode("latin-1").lower()
+            if name in _SINGLE_HEADERS or name == "access-control-request-method":
+                repeated = name if name in headers else repeated
+                headers[name] = raw_value.decode("latin-1").strip()
+        return cls(method=scope["method"], scheme=scope.get("scheme", "http"), headers=headers, repeated=repeated)
+
+    @property
+    def bearer_token(self) -> str | None:
+        """The key in `Authorization: Bearer KEY`."""
+        scheme, _, token = self.headers.get("authorization", "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else None
+
+    def is_preflight(self) -> bool:
+        """Whether a browser asks what a page of another origin may do."""
+        return self.method == "OPTIONS" and "origin" in self.headers and "access-control-request-method" in self.headers
+
+
+class GateRules:
+    """What the configuration lets in."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Work out the names once."""
+        self._hosts = {host.lower() for host in (*config.allowed_hosts, config.host)}
+        # A page can point its own name at this machine (DNS rebinding), but no name can be an address: once the server
+        # is open to the network and so to key holders alone, every literal address is as good as another.
+        self._takes_any_address = not config.is_loopback
+        self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
+        self._max_body_bytes = config.max_body_bytes
+        self._keys = KeyRing(config.api_keys)
+
+    def judge(self, head: RequestHead, access: Access) -> HttpError | None:
+        """Decide whether a request may go on; None lets it through."""
+        if head.repeated is not None:
+            return HttpError(400, f"The header `{head.repeated}` came more than once.", code="repeated_header")
+        refusal = self._judge_place(head, access)
+        if refusal is not None:
+            return refusal
+        if access is Access.KEY and not self._keys.opens(head.bearer_token):
+            return HttpError(
+                401,
+                "This server needs an API key: send it as `Authorization: Bearer KEY`.",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return self._judge_body(head)
+
+    def allows_origin(self, origin: str) -> bool:
+        """Tell whether the configuration names a foreign origin."""
+        return origin.lower() in self._origins
+
+    def _judge_place(self, head: RequestHead, access: Access) -> HttpError | None:
+        """Keep out names that are not ours and pages of other origins."""
+        host = head.headers.get("host", "")
+        if not self._knows_host(host):
+            text = f"Host {host[:100]!r} is not a name of this server. Add it to `allowed_hosts` if it should be."
+            return HttpError(403, text, code="host_not_allowed")
+        origin = head.headers.get("origin")
+        if origin is not None:
+            if origin.lower() == f"{head.scheme}://{host.lower()}" or self.allows_origin(origin):
+                return None
+            text = f"Pages of {origin[:100]!r} may not use this server. Add it to `allowed_origins` if they should."
+            return HttpError(403, text, code="origin_not_allowed")
+        if access is Access.KEY and head.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+            return HttpError(403, "Pages of other sites may not use this API.", code="origin_not_allowed")
+        return None
+
+    def _knows_host(self, host: str) -> bool:
+        name = _strip_port(host)
+        if name is None:
+            return False
+        if is_loopback_host(name) or name.lower() in self._hosts:
+            return True
+        return self._takes_any_address and parse_address(name) is not None
+
+    def _judge_body(self, head: RequestHead) -> HttpError | None:
+        if "content-encoding" in head.headers:
+            return HttpError(
+                415, "Compressed request bodies are not read; send plain JSON.", code="unsupported_encoding"
+            )
+        if head.method == "POST" and not _is_json(head.headers.get("content-type", "")):
+            kind = head.headers.get("content-type", "")[:100]
+            text = f"Content type {kind!r} is not read here; send `Content-Type: application/json` in UTF-8."
+            return HttpError(415, text, code="unsupported_media_type")
+        length = head.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > self._max_body_bytes:
+            return body_too_large(self._max_body_bytes)
+        return None
+
+
+def body_too_large(limit_bytes: int) -> HttpError:
+    """Say how long a body may be."""
+    return HttpError(
+        413,
+        f"The body is longer than {limit_bytes} bytes. Send less.",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+def _strip_port(host: str) -> str | None:
+    """Return the name in a `Host` header; None where it is anything but NAME, NAME:PORT, [IPv6] or [IPv6]:PORT."""
+    if host.startswith("["):
+        name, bracket, rest = host.partition("]")
+        if not bracket:
+            return None
+        name += bracket
+    else:
+        name, colon, digits = host.partition(":")
+        rest = colon + digits
+    port = rest.removeprefix(":")
+    if rest and not (rest.startswith(":") and port.isascii() and port.isdigit()):
+        return None
+    bare = name.removeprefix("[").removesuffix("]")
+    is_plain = bare != "" and all(sign.isalnum() or sign in ".-_:" for sign in bare)
+    return name if is_plain and bare.isascii() else None
+
+
+def _is_json(content_type: str) -> bool:
+    kind, _, parameters = content_type.partition(";")
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    return kind.strip().lower() == "application/json" and charset in {"", "utf-8", "utf8"}
+
+
+class Gate:
+    """ASGI middleware: judges each request, counts its body, and signs each answer."""
+
+    def __init__(self, app: ASGIApp, *, config: ServeConfig, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
+        """Guard `app`, whose `routes` declare who may call them."""
+        self._app = app
+        self._rules = GateRules(config)
+        self._max_body_bytes = config.max_body_bytes
+        self._body_timeout_s = config.body_timeout_s
+        self._routes = routes
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it here."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            return
+        await self._guard(scope, receive, send)
+
+    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = secrets.token_hex(16)
+        scope.setdefault("state", {})["request_id"] = request_id
+        head = RequestHead.from_scope(scope)
+        route = match_route(self._routes, scope)
+        # What matches no route is nobody's: it needs a key, so that strangers learn nothing about what exists.
+        access = (declared_access(route) if route else None) or Access.KEY
+        signed = _SignedSend(send, request_id=request_id, foreign_origin=self._foreign_origin(head))
+        started_at = time.perf_counter()
+        try:
+            if signed.foreign_origin is not None and head.is_preflight():
+                await _send_preflight(signed)
+                return
+            refusal = self._rules.judge(head, access)
+            if refusal is not None:
+                raise refusal
+            await self._app(scope, self._bounded(receive), signed)
+        except Exception as error:  # noqa: BLE001 - nothing that a request causes may stay unanswered
+            answer = answer_error(error, request_id=request_id)
+            if answer.is_our_fault:
+                log_failure(error, request_id)
+            if signed.status is not None:
+                raise ConnectionAbortedError("An answer broke off after it had begun.") from None
+            await _send_error(signed, answer)
+        finally:
+            self._metrics.count_http(
+                method=head.method,
+                route=route.path if route else "unmatched",
+                status=signed.status or CLIENT_GONE_STATUS,
+                duration_s=time.perf_counter() - started_at,
+            )
+
+    def _foreign_origin(self, head: RequestHead) -> str | None:
+        origin = head.headers.get("origin")
+        return origin if origin is not None and self._rules.allows_origin(origin) else None
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Count the body while it comes, and the time: one that was not announced, or never ends, is bounded too."""
+        received = 0
+        deadline: float | None = asyncio.get_running_loop().time() + self._body_timeout_s
+
+        async def receive_bounded() -> Message:
+            nonlocal received, deadline
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                text = f"The body did not come within {self._body_timeout_s:g} s."
+                raise HttpError(408, text, code="body_timeout", headers={"Connection": "close"}) from None
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise body_too_large(self._max_body_bytes)
+            if not message.get("more_body", False):
+                deadline = None  # what comes after the body is the news that the client left, in its own time
+            return message
+
+        return receive_bounded
+
+
+class _SignedSend:
+    """Send with the headers that every answer carries."""
+
+    def __init__(self, send: Send, *, request_id: str, foreign_origin: str | None) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.foreign_origin = foreign_origin
+        self.status: int | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers: list[tuple[bytes, bytes]] = [*message.get("headers", ()), *_SECURITY_HEADERS]
+            present = {name.lower() for name, _ in headers}
+            headers += [(name, value) for name, value in _DEFAULT_HEADERS if name not in present]
+            headers.append((b"x-request-id", self._request_id.encode()))
+            if self.foreign_origin is not None:
+                headers += [
+                    (b"access-control-allow-origin", self.foreign_origin.encode("latin-1")),
+                    (b"vary", b"Origin"),
+                ]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+
+async def _send_error(send: Send, answer: ErrorAnswer) -> None:
+    body = answer.encode()
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
+    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_preflight(send: Send) -> None:
+    headers = [
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-headers", b"authorization, content-type"),
+        (b"access-control-max-age", b"600"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

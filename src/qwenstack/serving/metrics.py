@@ -1,0 +1,133 @@
+"""What operators see: vLLM's metric names for the model, the customary names for HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from qwenstack.core.outputs import FinishReason, OutputDelta
+from qwenstack.core.protocols import EngineStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_ITL_BUCKETS_S = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
+_E2E_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self, model_name: str) -> None:
+        """Create them in a registry of their own, so that two servers in one process do not meet."""
+        self._model_name = model_name
+        self._registry = CollectorRegistry()
+        self.time_to_first_token = self._histogram(
+            "vllm:time_to_first_token_seconds", "Time from a request's arrival to its first token.", _TTFT_BUCKETS_S
+        )
+        self.inter_token_latency = self._histogram(
+            "vllm:inter_token_latency_seconds", "Time between two tokens of one answer.", _ITL_BUCKETS_S
+        )
+        self.e2e_latency = self._histogram(
+            "vllm:e2e_request_latency_seconds", "Time from a request's arrival to its end.", _E2E_BUCKETS_S
+        )
+        self._success = Counter(
+            "vllm:request_success",
+            "Answers by how they ended.",
+            ["model_name", "finished_reason"],
+            registry=self._registry,
+        )
+        self._http_requests = Counter(
+            "http_requests",
+            "HTTP requests by route and status.",
+            ["method", "handler", "status"],
+            registry=self._registry,
+        )
+        self._http_duration = Histogram(
+            "http_request_duration_seconds", "Time to the end of the HTTP answer.", ["handler"], registry=self._registry
+        )
+
+    def count_answer(self, finish_reason: FinishReason) -> None:
+        """Count one finished answer."""
+        self._success.labels(self._model_name, finish_reason).inc()
+
+    def count_http(self, *, method: str, route: str, status: int, duration_s: float) -> None:
+        """Count one HTTP request; `route` is a template, so that paths cannot grow the table."""
+        self._http_requests.labels(method if method in _METHODS else "OTHER", route, str(status)).inc()
+        self._http_duration.labels(route).observe(duration_s)
+
+    def render(self, stats: EngineStats | None) -> bytes:
+        """Write the page that Prometheus reads; without `stats` the engine's own lines are left out."""
+        page = generate_latest(self._registry)
+        if stats is None:
+            return page
+        engine = CollectorRegistry()
+        engine.register(_EngineCollector(stats, self._model_name))
+        return page + generate_latest(engine)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, ["model_name"], buckets=buckets, registry=self._registry).labels(self._model_name)
+
+
+class RequestTimer:
+    """Measures one request of the engine: first token, gaps, end."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        """Start the clock."""
+        self._metrics = metrics
+        self._arrived_at = time.perf_counter()
+        self._last_token_at: dict[int, float] = {}
+
+    def note(self, delta: OutputDelta) -> None:
+        """Take account of what one step added."""
+        if delta.token_ids:
+            now = time.perf_counter()
+            last = self._last_token_at.get(delta.index)
+            if last is not None:
+                self._metrics.inter_token_latency.observe((now - last) / len(delta.token_ids))
+            elif not self._last_token_at:
+                self._metrics.time_to_first_token.observe(now - self._arrived_at)
+            self._last_token_at[delta.index] = now
+        if delta.finish_reason is not None:
+            self._metrics.count_answer(delta.finish_reason)
+
+    def finish(self) -> None:
+        """Take account of the request's end."""
+        self._metrics.e2e_latency.observe(time.perf_counter() - self._arrived_at)
+
+
+class _EngineCollector(Collector):
+    """The engine's numbers of one moment, as Prometheus families."""
+
+    def __init__(self, stats: EngineStats, model_name: str) -> None:
+        self._stats = stats
+        self._labels = [model_name]
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self._stats
+        gauges: tuple[tuple[str, str, float], ...] = (
+            ("vllm:num_requests_running", "Requests in the running batch.", stats.num_requests_running),
+            ("vllm:num_requests_waiting", "Requests that wait for a place.", stats.num_requests_waiting),
+            ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.", stats.kv_cache_usage),
+        )
+        counters: tuple[tuple[str, str, float], ...] = (
+            ("vllm:num_preemptions", "Requests whose memory was taken for another.", stats.num_preemptions),
+            ("vllm:prompt_tokens", "Prompt tokens computed or found in the cache.", stats.prompt_tokens),
+            ("vllm:generation_tokens", "Tokens generated.", stats.generation_tokens),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
+            ("qwenstack:engine_steps", "Steps of the engine.", stats.num_steps),
+        )
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+            gauge.add_metric(self._labels, value)
+            yield gauge
+        for name, text, value in counters:
+            counter = CounterMetricFamily(name, text, labels=["model_name"])
+            counter.add_metric(self._labels, value)
+            yield counter

@@ -1,0 +1,1 @@
+"""The HTTP endpoints: thin functions between a wire and the generation service."""

@@ -1,0 +1,118 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from fastapi import Request, Response
+from fastapi.routing import APIRouter
+
+from qwenstack.core.outputs import TokenLogprob
+from qwenstack.serving.rest.endpoint import Backend, generation_responses, json_response, key_router, request_id_of
+from qwenstack.serving.service import GenerationJob, GenerationService, Piece, UsageTally
+from qwenstack.serving.wire.chat import (
+    AnswerDelta,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    wire_finish_reason,
+)
+from qwenstack.serving.wire.logprobs import ChatLogprobs, write_chat_logprobs
+from qwenstack.serving.wire.sampling import Usage, usage_of
+from qwenstack.serving.wire.sse import DONE, encode_event
+
+
+def chat_routes(backend: Backend) -> APIRouter:
+    """Make the endpoint."""
+    router = key_router()
+
+    @router.post(
+        "/v1/chat/completions",
+        summary="Answer a conversation",
+        response_model=ChatCompletion,
+        responses=generation_responses("ChatCompletionChunk"),
+    )
+    async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
+        """Go on with a conversation, whole or as a stream."""
+        job = await _read_request(backend.service, body, request_id_of(request))
+        if body.stream:
+            return backend.stream(request, _stream_events(backend.service, job, wants_usage=body.wants_usage))
+        return json_response(await backend.run(request, _complete(backend.service, job)))
+
+    return router
+
+
+async def _read_request(service: GenerationService, body: ChatCompletionRequest, request_id: str) -> GenerationJob:
+    service.require_model(body.model)
+    params = service.choose_params(body.sampling_changes(), max_tokens_field=body.max_tokens_field)
+    prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking())
+    return GenerationJob(request_id=f"chatcmpl-{request_id}", prompts=[prompt], params=params)
+
+
+async def _complete(service: GenerationService, job: GenerationJob) -> ChatCompletion:
+    created = int(time.time())
+    tally = UsageTally(job)
+    (output,) = await service.complete(job, tally)
+    return {
+        "id": job.request_id,
+        "object": "chat.completion",
+        "created": created,
+        "model": service.card.id,
+        "choices": [
+            {
+                "index": answer.index,
+                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "logprobs": _write_logprobs(service, answer.logprobs),
+                "finish_reason": wire_finish_reason(answer.finish_reason),
+            }
+            for answer in output.outputs
+        ],
+        "usage": usage_of(tally),
+    }
+
+
+async def _stream_events(service: GenerationService, job: GenerationJob, *, wants_usage: bool) -> AsyncGenerator[bytes]:
+    """Write the answers piece by piece: each opens with the role and closes with its reason to end."""
+    created = int(time.time())
+    tally = UsageTally(job)
+    opened: set[int] = set()
+
+    def event(choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
+        chunk: ChatCompletionChunk = {
+            "id": job.request_id,
+            "object": "chat.completion.chunk",
+            "created": created,
+            "model": service.card.id,
+            "choices": choices,
+        }
+        if wants_usage:
+            chunk["usage"] = usage
+        return encode_event(chunk)
+
+    async with aclosing(service.generate(job)) as pieces:
+        async for piece in pieces:
+            tally.note(piece)
+            if piece.delta.index not in opened:
+                opened.add(piece.delta.index)
+                yield event([_choice(piece, {"role": "assistant", "content": ""})])
+            logprobs = _write_logprobs(service, piece.delta.logprobs)
+            if piece.delta.text or (logprobs and logprobs["content"]):
+                yield event([_choice(piece, {"content": piece.delta.text}, logprobs)])
+            if piece.delta.finish_reason is not None:
+                choice = _choice(piece, {})
+                choice["finish_reason"] = wire_finish_reason(piece.delta.finish_reason)
+                yield event([choice])
+    if wants_usage:
+        yield event([], usage_of(tally))
+    yield DONE
+
+
+def _choice(piece: Piece, delta: AnswerDelta, logprobs: ChatLogprobs | None = None) -> ChatChunkChoice:
+    return {"index": piece.delta.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+
+def _write_logprobs(service: GenerationService, logprobs: Sequence[TokenLogprob] | None) -> ChatLogprobs | None:
+    return None if logprobs is None else write_chat_logprobs(logprobs, service.token_bytes)

@@ -1,0 +1,95 @@
+"""What every endpoint is given, and what it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.params import Security
+from fastapi.routing import APIRouter
+from fastapi.security import HTTPBearer
+
+from qwenstack.serving.access import KeyRoute
+from qwenstack.serving.connection import EventStream, Lifetime, run_while_connected
+from qwenstack.serving.failure_log import log_failure
+from qwenstack.serving.service import GenerationService
+from qwenstack.serving.wire.errors import ErrorBody, answer_error
+from qwenstack.serving.wire.sse import encode_event
+
+Result = TypeVar("Result")
+Responses = dict[int | str, dict[str, Any]]  # pyright: ignore[reportExplicitAny]: FastAPI's own type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """The parts of a running server that endpoints use."""
+
+    service: GenerationService
+    lifetime: Lifetime
+    ping_interval_s: float
+
+    async def run(self, request: Request, work: Coroutine[object, object, Result]) -> Result:
+        """Run a request's work; it is cancelled when the client leaves."""
+        return await run_while_connected(work, request.receive, self.lifetime)
+
+    def stream(self, request: Request, events: AsyncGenerator[bytes]) -> EventStream:
+        """Answer with server-sent events."""
+        request_id = request_id_of(request)
+
+        def describe_error(error: Exception) -> bytes:
+            answer = answer_error(error, request_id=request_id)
+            if answer.is_our_fault:
+                log_failure(error, request_id)
+            return encode_event(answer.body)
+
+        return EventStream(
+            events, lifetime=self.lifetime, describe_error=describe_error, ping_interval_s=self.ping_interval_s
+        )
+
+
+def key_router() -> APIRouter:
+    """Make a router whose routes need a key and document it."""
+    scheme = HTTPBearer(auto_error=False, description="An API key; any where none is configured.")
+    # Naming 4XX keeps the framework from promising its own 422, which never comes.
+    refused: Responses = {"4XX": {"model": ErrorBody, "description": "The request is refused."}}
+    responses = error_responses(401, 403) | refused
+    return APIRouter(route_class=KeyRoute, dependencies=[Security(scheme)], responses=responses)
+
+
+def error_responses(*statuses: int) -> Responses:
+    """Document answers that are errors."""
+    texts: Mapping[int, str] = {
+        400: "The request is wrong; `param` names the field.",
+        401: "No API key, or a wrong one.",
+        403: "The host or the page's origin is not allowed.",
+        404: "There is no such model.",
+        413: "The body is too long.",
+        415: "The body is not plain JSON.",
+        500: "The model failed; the message has the request id.",
+        503: "There is no room; `Retry-After` says when to try again.",
+    }
+    return {status: {"model": ErrorBody, "description": texts[status]} for status in statuses}
+
+
+def generation_responses(stream_shape: str) -> Responses:
+    """Document the answers of an endpoint that generates."""
+    events = {
+        "type": "string",
+        "description": f"With `stream`: events whose `data` is a `{stream_shape}`, then `[DONE]`.",
+    }
+    stream: Responses = {200: {"content": {"text/event-stream": {"schema": events}}}}
+    return stream | error_responses(400, 404, 413, 415, 500, 503)
+
+
+def json_response(payload: object, *, status: int = 200) -> Response:
+    """Answer with JSON."""
+    return Response(msgspec.json.encode(payload), status_code=status, media_type="application/json")
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that the gate gave this request."""
+    request_id: str = request.state.request_id
+    return request_id

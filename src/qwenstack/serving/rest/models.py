@@ -1,0 +1,34 @@
+"""`GET /v1/models`."""
+
+from __future__ import annotations
+
+from fastapi import Response
+from fastapi.routing import APIRouter
+
+from qwenstack.serving.rest.endpoint import Backend, error_responses, json_response, key_router
+from qwenstack.serving.wire.models import Model, ModelList, write_model
+
+
+def model_routes(backend: Backend) -> APIRouter:
+    """Make the endpoints."""
+    router = key_router()
+
+    @router.get("/v1/models", summary="List the models", response_model=ModelList)
+    async def list_models() -> Response:
+        """List what is served; there is one model."""
+        models: ModelList = {"object": "list", "data": [write_model(backend.service.card)]}
+        return json_response(models)
+
+    # Names of models have slashes: the rest of the path is the id.
+    @router.get(
+        "/v1/models/{model_id:path}",
+        summary="Describe a model",
+        response_model=Model,
+        responses=error_responses(404),
+    )
+    async def retrieve_model(model_id: str) -> Response:
+        """Describe the model of this id; `default` is a name of it too."""
+        backend.service.require_model(model_id)
+        return json_response(write_model(backend.service.card))
+
+    return router

@@ -1,0 +1,36 @@
+"""`POST /qwen3/generate`."""
+
+from __future__ import annotations
+
+from fastapi import Request, Response
+from fastapi.routing import APIRouter
+
+from qwenstack.core.messages import Message
+from qwenstack.serving.rest.endpoint import Backend, error_responses, json_response, key_router, request_id_of
+from qwenstack.serving.service import GenerationJob, GenerationService
+from qwenstack.serving.wire.qwen3 import GenerateRequest, GenerateResponse
+
+
+def qwen3_routes(backend: Backend) -> APIRouter:
+    """Make the endpoint."""
+    router = key_router()
+
+    @router.post(
+        "/qwen3/generate",
+        summary="Answer one message",
+        response_model=GenerateResponse,
+        responses=error_responses(400, 413, 415, 500, 503),
+    )
+    async def generate(body: GenerateRequest, request: Request) -> Response:
+        """Take the prompt for one user message and answer it."""
+        prompt = await backend.service.read_chat([Message(role="user", content=body.prompt)])
+        params = backend.service.choose_params({"max_tokens": body.max_length}, max_tokens_field="max_length")
+        job = GenerationJob(request_id=f"gen-{request_id_of(request)}", prompts=[prompt], params=params)
+        return json_response(await backend.run(request, _complete(backend.service, job)))
+
+    return router
+
+
+async def _complete(service: GenerationService, job: GenerationJob) -> GenerateResponse:
+    (output,) = await service.complete(job)
+    return {"output": output.outputs[0].text}

@@ -1,0 +1,170 @@
+"""Listen, serve, and stop cleanly: uvicorn under our own rules for ports and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib.util
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator, Sequence
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from qwenstack.core.errors import ConfigError
+from qwenstack.serving.config import ServeConfig, check_binding
+from qwenstack.serving.connection import Lifetime
+
+OnReady = Callable[[Sequence[str]], None]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_server(app: FastAPI, config: ServeConfig, *, on_ready: OnReady | None = None) -> None:
+    """Take the port and serve until SIGINT or SIGTERM, in an event loop of its own.
+
+    Raises:
+        ConfigError: the host or port cannot be used; the message says what to change.
+    """
+    with contextlib.closing(open_socket(config)) as listener:
+        loop_factory = _uvicorn_config(app, config).get_loop_factory()
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(serve_app(app, config, listener=listener, on_ready=on_ready))
+
+
+async def serve_app(
+    app: FastAPI, config: ServeConfig, *, listener: socket.socket, on_ready: OnReady | None = None
+) -> None:
+    """Serve until SIGINT or SIGTERM, then end open answers and return; a second signal returns at once.
+
+    Args:
+        app: what `create_app` made; `app.state.lifetime.stop()` ends the server too.
+        config: the same configuration.
+        listener: what `open_socket` opened.
+        on_ready: called once with the addresses when requests are taken.
+
+    Raises:
+        ConfigError: the configuration would leave the server open.
+    """
+    check_binding(config)
+    lifetime: Lifetime = app.state.lifetime
+    server = _Server(_uvicorn_config(app, config), lifetime=lifetime, on_ready=on_ready)
+    await server.serve(sockets=[listener])
+
+
+def open_socket(config: ServeConfig) -> socket.socket:
+    """Take the port, so that a taken one is told before a model is loaded.
+
+    Raises:
+        ConfigError: the host is unknown, or the port is taken or not permitted.
+    """
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(
+            f"Host {config.host!r} is not an address of this machine ({error.strerror}). Use `--host`."
+        ) from error
+    # `localhost` is both ::1 and 127.0.0.1; every program tries the second.
+    family, kind, protocol, _, address = min(found, key=lambda info: info[0] is not socket.AF_INET)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(_explain_bind_error(error, config)) from error
+    return listener
+
+
+def _explain_bind_error(error: OSError, config: ServeConfig) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"Port {config.port} on {config.host} is taken. Stop what uses it, or choose another with `--port`."
+        case errno.EACCES | errno.EPERM:
+            return f"Port {config.port} needs rights that this user does not have. Choose one above 1023 with `--port`."
+        case errno.EADDRNOTAVAIL:
+            return f"Host {config.host!r} is not an address of this machine. Use `--host 127.0.0.1`."
+        case _:
+            return f"Cannot listen on {config.host}:{config.port}: {error.strerror}. Change `--host` or `--port`."
+
+
+def _uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
+    # The access log would hold addresses and paths of private conversations; /metrics counts requests instead.
+    logging.getLogger("uvicorn.access").disabled = True
+    http: type[asyncio.Protocol] | str = "h11"
+    if importlib.util.find_spec("httptools") is not None:
+        from qwenstack.serving.http_protocol import bounded_protocol
+
+        http = bounded_protocol(max_header_bytes=config.max_header_bytes, header_timeout_s=config.header_timeout_s)
+    return uvicorn.Config(
+        app,
+        http=http,
+        h11_max_incomplete_event_size=config.max_header_bytes,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Who the client is comes from the connection: headers about it can be forged.
+        proxy_headers=False,
+        timeout_keep_alive=config.keep_alive_timeout_s,
+        timeout_graceful_shutdown=config.shutdown_timeout_s,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells open answers that it stops, and does not raise the signal again afterwards."""
+
+    def __init__(self, config: uvicorn.Config, *, lifetime: Lifetime, on_ready: OnReady | None) -> None:
+        super().__init__(config)
+        self._lifetime = lifetime
+        self._on_ready = on_ready
+        self._forced = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started and self._on_ready is not None:
+            self._on_ready([_url_of(listener) for listener in sockets or ()])
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._lifetime.is_stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._lifetime.stop()
+        closing = asyncio.ensure_future(super().shutdown(sockets=sockets))
+        forced = asyncio.ensure_future(self._forced.wait())
+        await asyncio.wait((closing, forced), return_when=asyncio.FIRST_COMPLETED)
+        forced.cancel()
+        if closing.done():
+            closing.result()
+        closing.cancel()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._loop = asyncio.get_running_loop()
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.should_exit:
+            self.force_exit = True
+            self._loop.call_soon_threadsafe(self._forced.set)
+        self.should_exit = True
+
+
+def _url_of(listener: socket.socket) -> str:
+    address: tuple[str, int] = listener.getsockname()[:2]
+    host, port = address
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,282 @@
+"""What every wire asks of the model: check a request, turn it into prompts and parameters, run it, add it up.
+
+A wire (OpenAI's HTTP endpoints, `/qwen3/generate`, whatever comes next) translates its own words into these calls and
+back; nothing here knows how a request travelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.messages import Message
+from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput
+from qwenstack.core.protocols import AsyncLLM, EngineStats, ModelCard
+from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.serving.config import ServeConfig
+from qwenstack.serving.errors import UnknownModelError
+from qwenstack.serving.merge import merge_streams
+from qwenstack.serving.metrics import Metrics, RequestTimer
+
+DEFAULT_MODEL_NAME = "default"
+MAX_ANSWERS = 64
+"""Prompts times `n` of one request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the model reads."""
+
+    token_ids: Sequence[int]
+    text: str | None = None
+    """The text it was made of, where there was one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationJob:
+    """One checked request: its prompts, each answered `params.n` times.
+
+    Raises:
+        RequestError: it asks for too many answers at once.
+    """
+
+    request_id: str
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+
+    def __post_init__(self) -> None:
+        """Bound what one request may ask for."""
+        num_answers = len(self.prompts) * self.params.n
+        if num_answers > MAX_ANSWERS:
+            raise RequestError(
+                f"{len(self.prompts)} prompts with `n` {self.params.n} make {num_answers} answers; "
+                f"one request may ask for {MAX_ANSWERS}.",
+                param="n",
+                code="invalid_value",
+            )
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+
+class Piece(NamedTuple):
+    """What one step added to an answer of one of a job's prompts."""
+
+    prompt_index: int
+    delta: OutputDelta
+
+
+class UsageTally:
+    """Counts a job's tokens while they come."""
+
+    def __init__(self, job: GenerationJob) -> None:
+        """Start with the prompts."""
+        self.prompt_tokens = job.num_prompt_tokens
+        self.completion_tokens = 0
+        self._cached = [0] * len(job.prompts)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that were not computed again."""
+        return sum(self._cached)
+
+    def note(self, piece: Piece) -> None:
+        """Add one piece."""
+        self.completion_tokens += len(piece.delta.token_ids)
+        cached = self._cached[piece.prompt_index]
+        self._cached[piece.prompt_index] = max(cached, piece.delta.num_cached_tokens)
+
+
+class GenerationService:
+    """The model as the wires see it."""
+
+    def __init__(self, llm: AsyncLLM, config: ServeConfig, metrics: Metrics) -> None:
+        """Serve `llm` under the name and with the defaults of `config`."""
+        self._llm = llm
+        self._metrics = metrics
+        self._default_params = config.default_params
+        self.card: ModelCard = replace(llm.card, id=config.served_model_name or llm.card.id)
+        """What clients are told."""
+
+    def require_model(self, name: str) -> None:
+        """Check that a request asks for the model that is here.
+
+        Raises:
+            UnknownModelError: it asks for another.
+        """
+        if name not in {self.card.id, DEFAULT_MODEL_NAME}:
+            text = (
+                f"The model {name[:200]!r} is not served here. This server has {self.card.id!r}, also called `default`."
+            )
+            raise UnknownModelError(text, param="model", code="model_not_found")
+
+    def choose_params(
+        self, given: Mapping[str, object], *, max_tokens: int | None = None, max_tokens_field: str = "max_tokens"
+    ) -> SamplingParams:
+        """Lay what a request gives over the server's defaults.
+
+        Args:
+            given: values by `SamplingParams` name.
+            max_tokens: holds where the request gives none.
+            max_tokens_field: what the wire calls it.
+
+        Raises:
+            RequestError: a value is outside its range.
+        """
+        params = replace(self._default_params, **{"max_tokens": max_tokens, **given})
+        if params.max_tokens is not None and params.max_tokens > self.card.max_model_len:
+            limit = self.card.max_model_len
+            text = f"`{max_tokens_field}` is {params.max_tokens}; the context has {limit} tokens in all."
+            raise RequestError(text, param=max_tokens_field, code="invalid_value")
+        for field, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            self._check_token_ids(token_ids, field)
+        return params
+
+    async def read_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> Prompt:
+        """Turn a conversation into a prompt that fits.
+
+        Raises:
+            RequestError: the template refuses it, or it is too long.
+        """
+        token_ids = await self._llm.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+        self._check_length(token_ids, "messages")
+        return Prompt(token_ids=token_ids)
+
+    async def read_text(self, text: str) -> Prompt:
+        """Turn plain text into a prompt that fits.
+
+        Raises:
+            RequestError: it is empty, too long, or no text.
+        """
+        token_ids = await self._llm.encode(text)
+        self._check_length(token_ids, "prompt")
+        return Prompt(token_ids=token_ids, text=text)
+
+    def read_tokens(self, token_ids: Sequence[int]) -> Prompt:
+        """Take token ids as a prompt.
+
+        Raises:
+            RequestError: there are none, too many, or one that the model does not have.
+        """
+        self._check_length(token_ids, "prompt")
+        self._check_token_ids(token_ids, "prompt")
+        return Prompt(token_ids=token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the exact bytes that a token stands for."""
+        return self._llm.token_bytes(token_id)
+
+    async def generate(self, job: GenerationJob) -> AsyncGenerator[Piece]:
+        """Yield the pieces of all answers as they come; closing the generator cancels the job.
+
+        Raises:
+            CapacityError: there is no room.
+            EngineError: the engine failed.
+        """
+        streams = [self._generate_one(job, index) for index in range(len(job.prompts))]
+        pieces = streams[0] if len(streams) == 1 else merge_streams(streams)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def complete(self, job: GenerationJob, tally: UsageTally | None = None) -> list[RequestOutput]:
+        """Run a job to its end; one output for each prompt, and the tokens counted in `tally`.
+
+        Raises:
+            CapacityError: there is no room.
+            EngineError: the engine failed.
+        """
+        outputs = [
+            RequestOutput(
+                request_id=job.request_id,
+                prompt=prompt.text,
+                prompt_token_ids=prompt.token_ids,
+                outputs=[
+                    CompletionOutput(index=index, logprobs=None if job.params.logprobs is None else [])
+                    for index in range(job.params.n)
+                ],
+            )
+            for prompt in job.prompts
+        ]
+        async with aclosing(self.generate(job)) as pieces:
+            async for piece in pieces:
+                _add_piece(outputs[piece.prompt_index], piece.delta)
+                if tally is not None:
+                    tally.note(piece)
+        return outputs
+
+    async def stats(self, *, timeout_s: float) -> EngineStats | None:
+        """Ask the engine for its counters; None where it does not answer in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._llm.stats()
+        except (EngineError, TimeoutError):
+            return None
+
+    async def _generate_one(self, job: GenerationJob, prompt_index: int) -> AsyncGenerator[Piece]:
+        request_id = job.request_id if len(job.prompts) == 1 else f"{job.request_id}-{prompt_index}"
+        timer = RequestTimer(self._metrics)
+        unfinished = job.params.n
+        try:
+            deltas = self._llm.generate(job.prompts[prompt_index].token_ids, job.params, request_id=request_id)
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    timer.note(delta)
+                    if delta.finish_reason in {"abort", "error"}:
+                        raise EngineError(delta.error or "The engine ended the request before its answer was complete.")
+                    unfinished -= delta.finish_reason is not None
+                    yield Piece(prompt_index, delta)
+            if unfinished:
+                raise EngineError(f"The engine left {unfinished} answers without an end.")
+        except (asyncio.CancelledError, GeneratorExit):
+            if unfinished:
+                self._metrics.count_answer("abort")
+            raise
+        finally:
+            timer.finish()
+
+    def _check_length(self, token_ids: Sequence[int], field: str) -> None:
+        limit = self.card.max_model_len
+        if not token_ids:
+            raise RequestError(
+                f"`{field}` is empty; the model needs at least one token.", param=field, code="invalid_value"
+            )
+        if len(token_ids) >= limit:
+            raise RequestError(
+                f"`{field}` has {len(token_ids)} tokens; the context has {limit} for prompt and answer. Shorten it.",
+                param=field,
+                code="context_length_exceeded",
+            )
+
+    def _check_token_ids(self, token_ids: Mapping[int, float] | Sequence[int], field: str) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self.card.vocab_size:
+                raise RequestError(
+                    f"`{field}` has token id {token_id}; this model's ids are 0 to {self.card.vocab_size - 1}.",
+                    param=field,
+                    code="invalid_value",
+                )
+
+
+def _add_piece(output: RequestOutput, delta: OutputDelta) -> None:
+    answer = output.outputs[delta.index]
+    answer.text += delta.text
+    answer.token_ids += delta.token_ids
+    if answer.logprobs is not None:
+        answer.logprobs += delta.logprobs or ()
+    if delta.finish_reason is not None:
+        answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
+    output.num_cached_tokens = max(output.num_cached_tokens, delta.num_cached_tokens)
+    output.prompt_logprobs = delta.prompt_logprobs or output.prompt_logprobs

@@ -1,0 +1,107 @@
+"""OpenAI's error body, and the one table that says which of our errors gets which answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from typing_extensions import TypedDict
+
+from qwenstack.core.errors import CapacityError, EngineError, RequestError
+from qwenstack.serving.errors import HttpError, UnknownModelError
+from qwenstack.serving.wire.validation import ValidationFailure, describe_failure
+
+RETRY_AFTER_S = 1
+"""A step takes tens of milliseconds and a queue of short answers empties in about this time."""
+CLIENT_GONE_STATUS = 499
+"""nginx's number for "the client left"; nobody reads the answer, but the metrics count it."""
+
+
+class ErrorDetail(TypedDict):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorAnswer:
+    """A status, a body and headers, ready to be sent."""
+
+    status: int
+    body: ErrorBody
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    is_our_fault: bool = False
+    """Whether the log needs the details."""
+
+    def encode(self) -> bytes:
+        """Return the body as JSON."""
+        return msgspec.json.encode(self.body)
+
+
+def answer_error(error: Exception, *, request_id: str) -> ErrorAnswer:
+    """Choose the answer to an error; what is not the caller's doing is told by the request id alone."""
+    match error:
+        case HttpError():
+            return _answer(error.status, error, headers=error.headers)
+        case UnknownModelError():
+            return _answer(404, error)
+        case RequestError():
+            return _answer(400, error)
+        case ValidationFailure():
+            return _answer(400, describe_failure(error))
+        case CapacityError():
+            return ErrorAnswer(
+                status=503,
+                body=error_body(str(error), kind="server_error", code="overloaded"),
+                headers={"Retry-After": str(RETRY_AFTER_S)},
+            )
+        case ClientDisconnect():
+            return ErrorAnswer(
+                status=CLIENT_GONE_STATUS,
+                body=error_body("The client left.", kind="invalid_request_error", code="client_gone"),
+            )
+        case HTTPException():
+            return _answer_http_exception(error)
+        case EngineError():
+            text = f"The model failed on this request. Try again; the log has the cause under request {request_id}."
+            return ErrorAnswer(
+                status=500, body=error_body(text, kind="server_error", code="engine_error"), is_our_fault=True
+            )
+        case _:
+            text = f"The server failed on this request. Its log has the cause under request {request_id}."
+            return ErrorAnswer(
+                status=500, body=error_body(text, kind="server_error", code="internal_error"), is_our_fault=True
+            )
+
+
+def error_body(message: str, *, kind: str, code: str | None, param: str | None = None) -> ErrorBody:
+    """Build OpenAI's error body."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _answer(status: int, error: RequestError, *, headers: Mapping[str, str] | None = None) -> ErrorAnswer:
+    body = error_body(str(error), kind="invalid_request_error", code=error.code, param=error.param)
+    return ErrorAnswer(status=status, body=body, headers=headers or {})
+
+
+def _answer_http_exception(error: HTTPException) -> ErrorAnswer:
+    """Say in our words what the router refuses."""
+    texts = {
+        404: ("There is nothing at this address; the endpoints are in /openapi.json.", "not_found"),
+        405: ("This address does not take this method; the `Allow` header names those it takes.", "method_not_allowed"),
+    }
+    message, code = texts.get(error.status_code, ("The request was refused.", "refused"))
+    body = error_body(message, kind="invalid_request_error", code=code)
+    return ErrorAnswer(status=error.status_code, body=body, headers=error.headers or {})

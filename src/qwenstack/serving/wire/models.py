@@ -1,0 +1,42 @@
+"""OpenAI's list of models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from qwenstack.core.protocols import ModelCard
+
+
+class Model(TypedDict):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["qwenstack"]
+    max_model_len: int
+    """Prompt and answer together have at most this many tokens."""
+    weight_format: str
+    num_parameters: int
+
+
+class ModelList(TypedDict):
+    """All models that are served."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+def write_model(card: ModelCard) -> Model:
+    """Write a model's card in OpenAI's words and a few of ours."""
+    return {
+        "id": card.id,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "qwenstack",
+        "max_model_len": card.max_model_len,
+        "weight_format": card.weight_format,
+        "num_parameters": card.num_parameters,
+    }

@@ -1,0 +1,84 @@
+"""Turn the framework's list of complaints into one sentence that names the field, its value and the limit."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
+
+from fastapi.exceptions import RequestValidationError as ValidationFailure
+
+from qwenstack.core.errors import RequestError
+
+__all__ = ["ValidationFailure", "describe_failure"]
+
+
+class _ShortRepr(reprlib.Repr):
+    """Shows enough of a value to recognise it; bodies can be megabytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+        self.maxlong = 40
+        self.maxlist = self.maxdict = 4
+        self.maxlevel = 2
+
+
+def describe_failure(failure: ValidationFailure) -> RequestError:
+    """Describe the most specific complaint.
+
+    A value that fits none of several types brings a complaint for each. One about a value comes before one about a
+    type, which may not be the type that was meant, and a deep one before a shallow one.
+    """
+    body = cast("object", failure.body)
+    complaints = [_read(complaint, body) for complaint in cast("Sequence[Mapping[str, object]]", failure.errors())]
+    return _describe(max(complaints, key=lambda complaint: (not complaint.kind.endswith("_type"), complaint.depth)))
+
+
+class _Complaint(NamedTuple):
+    kind: str
+    message: str
+    param: str
+    value: object
+    depth: int
+
+
+def _read(complaint: Mapping[str, object], body: object) -> _Complaint:
+    """Follow a complaint's location through the body, leaving out the steps that only name a type."""
+    kind, message = str(complaint["type"]), str(complaint["msg"])
+    path, value, depth = "", body, 0
+    for step in cast("Sequence[str | int]", complaint["loc"])[1:]:
+        if isinstance(step, int) and isinstance(value, list):
+            items = cast("list[object]", value)
+            path, value, depth = f"{path}[{step}]", items[step] if step < len(items) else None, depth + 1
+        elif isinstance(step, str) and isinstance(value, dict):
+            fields = cast("dict[str, object]", value)
+            if step in fields or kind == "missing":
+                path, value, depth = f"{path}.{step}" if path else step, fields.get(step), depth + 1
+    return _Complaint(kind, message, path, value, depth)
+
+
+def _describe(complaint: _Complaint) -> RequestError:
+    kind, message, param, value, _ = complaint
+    match kind:
+        case "missing":
+            return RequestError(f"`{param}` is missing.", param=param, code="missing_required_parameter")
+        case "extra_forbidden":
+            text = f"`{param}` is not a field of this API. Leave it out, or see /openapi.json for the fields there are."
+            return RequestError(text, param=param, code="unknown_parameter")
+        case "none_required":
+            return RequestError(
+                f"`{param}` is not supported here; leave it out.", param=param, code="unsupported_parameter"
+            )
+        case _:
+            limit = message.replace("Input should", "it must", 1)
+            subject = f"`{param}`" if param else "The body"
+            return RequestError(
+                f"{subject} is {_ShortRepr().repr(value)}; {_lower_first(limit)}.",
+                param=param or None,
+                code="invalid_value",
+            )
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

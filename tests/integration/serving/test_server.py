@@ -1,0 +1,201 @@
+"""The server as a process and as a socket: ports, signals, and what raw bytes get."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from qwenstack.core.errors import ConfigError
+from qwenstack.serving import ServeConfig, open_socket
+
+Serve = Callable[..., contextlib.AbstractContextManager[str]]
+
+SCRIPT = """
+import asyncio, contextlib, sys
+from toy_llm import ToyLLM
+from qwenstack.serving import ServeConfig, create_app, run_server
+config = ServeConfig(port=0, shutdown_timeout_s=1)
+llm = ToyLLM(endless=True, step_s=0.002)
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    yield
+    await asyncio.sleep(float(sys.argv[1]))
+
+run_server(create_app(llm, config, lifespan=lifespan), config, on_ready=lambda urls: print(*urls, flush=True))
+print("closed", llm.num_open, flush=True)
+"""
+
+
+@pytest.fixture
+def closing_s() -> float:
+    """How long the model takes to stop."""
+    return 0.0
+
+
+@pytest.fixture
+def process(closing_s: float) -> Iterator[subprocess.Popen[str]]:
+    toy = Path(__file__).parents[2] / "unit" / "serving"
+    path = os.pathsep.join([str(toy), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(closing_s)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def address_of(url: str) -> tuple[str, int]:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def exchange(url: str, data: bytes, *, timeout_s: float = 5) -> bytes:
+    """Send raw bytes, and return what comes back until the server closes or falls silent."""
+    with socket.create_connection(address_of(url), timeout=timeout_s) as connection:
+        answer = b""
+        with contextlib.suppress(TimeoutError, ConnectionResetError, BrokenPipeError):
+            connection.sendall(data)
+            while chunk := connection.recv(65_536):
+                answer += chunk
+        return answer
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_open_stream_and_the_server_within_two_seconds(
+    process: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    body = b'{"prompt": "x", "stream": true, "max_tokens": 500}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(address_of(url), timeout=5) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert b"200 OK" in connection.recv(65_536)
+        begun = time.monotonic()
+        process.send_signal(number)
+        rest = b""
+        while chunk := connection.recv(65_536):
+            rest += chunk
+        # From the signal until the server has returned; how fast a busy machine ends a process is not its doing.
+        assert process.stdout.readline() == "closed 0\n"
+        assert time.monotonic() - begun < 2
+        assert process.wait(10) == 0
+    assert b"shutting down" in rest
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("closing_s", [60.0])
+def test_a_second_signal_ends_the_server_at_once(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.7)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "closed 0\n"
+    assert process.wait(10) == 0
+
+
+def test_a_taken_port_is_named_with_the_flag() -> None:
+    with contextlib.closing(open_socket(ServeConfig(port=0))) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"Port {port}.*--port"):
+            open_socket(ServeConfig(port=port))
+
+
+def test_a_host_that_is_not_ours_is_named() -> None:
+    for host in ("203.0.113.7", "no-such-host.invalid"):
+        with pytest.raises(ConfigError, match=host.replace(".", r"\.")):
+            open_socket(ServeConfig(host=host, api_keys=("sk-some-key",)))
+
+
+def test_localhost_is_reached_over_ipv4() -> None:
+    with contextlib.closing(open_socket(ServeConfig(host="localhost", port=0))) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", [b"a/?x=", b"evil.example", b"localhost, evil.example", b""])
+def test_sec_13_a_strange_host_is_refused_before_the_router(url: str, host: bytes) -> None:
+    answer = exchange(url, b"GET /v1/models HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 403")
+    assert b"toy/echo" not in answer
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"http://evil.example/v1/models", b"/v1/models?x=1", b"/v1/../v1/models", b"/v1/%6dodels", b"//v1/models"],
+)
+def test_sec_13_the_key_is_asked_for_however_the_path_is_written(serve: Serve, target: bytes) -> None:
+    with serve(api_keys=("sk-right-key",)) as url:
+        answer = exchange(url, b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+        b"Content-Length: 2\r\nContent-Length: 3\r\n",
+        b"Content-Length: +2\r\n",
+        b"Content-Length : 2\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"X: a\r\n b: c\r\nContent-Length: 2\n\n",
+    ],
+)
+def test_sec_21_ambiguous_framing_is_refused(url: str, head: bytes) -> None:
+    start = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    answer = exchange(url, start + head + b"\r\n{}GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", timeout_s=1)
+    assert b"HTTP/1.1 400" in answer[:12] or answer == b""
+    assert b"alive" not in answer
+
+
+def test_sec_22_headers_without_end_are_cut(serve: Serve) -> None:
+    with serve(max_header_bytes=4096, header_timeout_s=0.3) as url:
+        start = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+        assert b"200" in exchange(url, start + b"X: " + b"a" * 3000 + b"\r\nConnection: close\r\n\r\n")[:12]
+        for flood in (b"X: " + b"a" * 100_000, b"X: a\r\n" * 20_000, b"X-" + b"a" * 100_000 + b": b\r\n\r\n"):
+            assert exchange(url, start + flood)[:12] in {b"HTTP/1.1 431", b"HTTP/1.1 400", b""}
+        assert exchange(url, b"GET /" + b"a" * 100_000)[:12] in {b"HTTP/1.1 431", b""}
+        assert exchange(url, start + b"X: a\r\n" * 101 + b"\r\n")[:12] == b"HTTP/1.1 400"
+        begun = time.monotonic()
+        assert exchange(url, start).startswith(b"HTTP/1.1 408")
+        assert exchange(url, b"") == b""
+        assert time.monotonic() - begun < 2
+
+
+def test_sec_22_a_chunked_body_is_cut_at_the_limit(serve: Serve) -> None:
+    with serve(max_body_bytes=10_000) as url:
+        start = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        answer = exchange(url, start + b"1\r\n \r\n" * 12_000)
+        assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_two_requests_on_one_connection_are_both_answered(url: str) -> None:
+    first = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert exchange(url, first + last).count(b'{"status":"alive"}') == 2
+
+
+def test_no_header_tells_what_software_answers(url: str) -> None:
+    answer = exchange(url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").lower()
+    assert b"\r\nserver:" not in answer

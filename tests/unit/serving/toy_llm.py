@@ -1,0 +1,153 @@
+"""A model with a known next token: it answers with the last line that it was told, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import random
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qwenstack.core.errors import CapacityError, EngineError, RequestError
+from qwenstack.core.messages import Message
+from qwenstack.core.outputs import OutputDelta, TokenLogprob
+from qwenstack.core.protocols import EngineStats, ModelCard
+from qwenstack.core.sampling_params import SamplingParams
+
+END = 256
+CARD = ModelCard(
+    id="toy/echo", created=1_700_000_000, max_model_len=512, vocab_size=257, num_parameters=1, weight_format="F32"
+)
+
+
+@dataclass
+class ToyLLM:
+    """One token a byte; token 256 ends the answer."""
+
+    step_s: float = 0.0
+    first_step_s: float = 0.0
+    error: Exception | None = None
+    """Raised before the first token."""
+    fail_after: int | None = None
+    """Tokens after which the engine fails."""
+    is_ready: bool = True
+    endless: bool = False
+    card: ModelCard = CARD
+    num_open: int = 0
+    num_steps: int = 0
+    steps_after_close: int = 0
+    seen: list[SamplingParams] = field(default_factory=list)
+    prompts: list[list[int]] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)
+
+    async def encode(self, text: str) -> list[int]:
+        try:
+            return list(text.encode())
+        except UnicodeEncodeError:
+            raise RequestError("The text has a lone surrogate.", param="prompt") from None
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        lines = [f"[{message.role}] {message.content}" for message in messages]
+        if tools:
+            lines.insert(0, f"[tools] {len(tools)}")
+        if enable_thinking is not None:
+            lines.insert(0, f"[thinking] {enable_thinking}")
+        return list("\n".join(lines).encode())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id == END else bytes([token_id])
+
+    async def stats(self) -> EngineStats:
+        if not self.is_ready:
+            raise EngineError("secret path /tmp/engine.sock")
+        return EngineStats(
+            num_requests_running=self.num_open,
+            num_requests_waiting=0,
+            num_blocks_total=10,
+            num_blocks_free=10 - self.num_open,
+            num_preemptions=0,
+            prompt_tokens=1,
+            generation_tokens=self.num_steps,
+            prefix_cache_queries=0,
+            prefix_cache_hits=0,
+            num_steps=self.num_steps,
+        )
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+    ) -> AsyncGenerator[OutputDelta]:
+        self.seen.append(params)
+        self.prompts.append(list(prompt_token_ids))
+        self.request_ids.append(request_id)
+        self.num_open += 1
+        try:
+            if self.error is not None:
+                raise self.error
+            await asyncio.sleep(self.first_step_s)
+            for index in range(params.n):
+                async for delta in self._answer(prompt_token_ids, params, request_id, index):
+                    yield delta
+        finally:
+            self.num_open -= 1
+
+    async def _answer(
+        self, prompt: Sequence[int], params: SamplingParams, request_id: str, index: int
+    ) -> AsyncGenerator[OutputDelta]:
+        answer = self._answer_bytes(prompt, params, index)
+        limit = params.max_tokens or CARD.max_model_len - len(prompt)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        text = ""
+        tokens = [*answer, END]
+        for number in range(10**9) if self.endless else range(len(tokens)):
+            token = tokens[number % len(answer)] if self.endless else tokens[number]
+            await asyncio.sleep(self.step_s)
+            self.num_steps += 1
+            if self.fail_after is not None and number >= self.fail_after:
+                yield OutputDelta(request_id=request_id, index=index, finish_reason="error", error="secret /dev/mem")
+                return
+            new = decoder.decode(self.token_bytes(token))
+            text += new
+            stop = next((word for word in params.stop if word in text), None)
+            if stop is not None:
+                new = new[: len(new) - (len(text) - text.index(stop))] if len(stop) == 1 else ""
+            reason = "stop" if token == END or stop else "length" if number + 1 == limit else None
+            yield OutputDelta(
+                request_id=request_id,
+                index=index,
+                text=new,
+                token_ids=(token,),
+                logprobs=None if params.logprobs is None else (_logprob(token, params.logprobs),),
+                finish_reason=reason,
+                stop_reason=stop,
+                num_cached_tokens=3,
+                prompt_logprobs=_prompt_logprobs(prompt, params) if number == 0 else None,
+            )
+            if reason is not None:
+                return
+
+    def _answer_bytes(self, prompt: Sequence[int], params: SamplingParams, index: int) -> bytes:
+        last = bytes(prompt).decode(errors="replace").split("\n")[-1]
+        if params.temperature == 0 or (params.seed is None and index == 0):
+            return f"echo: {last}".encode()
+        dice = random.Random(f"{params.seed} {index}")
+        return f"echo {dice.randrange(1000)}: {last}".encode()
+
+
+def _logprob(token: int, count: int) -> TokenLogprob:
+    top = [(token, -0.5), ((token + 1) % 256, -1.5), ((token + 2) % 256, float("-inf"))][:count]
+    return TokenLogprob(token_id=token, logprob=-0.5, top=top)
+
+
+def _prompt_logprobs(prompt: Sequence[int], params: SamplingParams) -> list[TokenLogprob | None] | None:
+    if params.prompt_logprobs is None:
+        return None
+    return [None, *(_logprob(token, params.prompt_logprobs) for token in prompt[1:])]
+
+
+FULL = CapacityError("The queue is full: 8 requests wait. Try again in a moment.")
