@@ -105,7 +105,6 @@ def engine(
     """Measure how fast a model reads prompts (prefill) and writes answers (decode) in this process."""
     from qwenstack.engine.engine import Engine
     from qwenstack.engine.loading import load_model
-    from qwenstack.kernels import load_kernels
 
     settings = load_settings(assignments, {"model": model, "engine.num_threads": num_threads}).value
     loaded = load_model(engine_config(settings, fetch_model(settings)))
@@ -119,7 +118,7 @@ def engine(
     report: dict[str, object] = {
         "model": loaded.card.id,
         "weight_format": loaded.card.weight_format,
-        "kernels": load_kernels(1, settings.engine.isa).name,
+        "kernels": loaded.decoder.kernels.name,
         **dataclasses.asdict(load),
         **summarise(runs),
         "machine": dataclasses.asdict(describe_machine()),

@@ -1,7 +1,8 @@
 """The engine process: reads commands from a socket, steps the engine, writes what comes out.
 
 Started by `qwenstack.engine.client` as `python -m qwenstack.engine.worker FD`. It ends when the other side closes the
-socket, and leaves Ctrl-C to the server that started it.
+socket, and leaves Ctrl-C and SIGTERM, which a terminal or a supervisor sends to the whole group, to the server that
+started it: answers then end in order.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Channel:
 def main(fd: int) -> None:
     """Serve one engine over an inherited socket until the other side closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=fd))
     try:
         start = channel.receive(wait=True)

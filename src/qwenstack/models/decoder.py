@@ -112,7 +112,7 @@ class Decoder:
             ModelFormatError: a tensor is missing, has another shape, or a type that its place does not allow.
         """
         self.config = config
-        self._kernels = kernels
+        self.kernels = kernels
         self._rotary = RotaryTable(config.head_dim, config.rope_theta, max_model_len)
         self._embedding = reader.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self._layers = tuple(_load_layer(config, index, reader, kernels) for index in range(config.num_hidden_layers))
@@ -127,7 +127,7 @@ class Decoder:
 
         Shapes: result `[T, D]` float32, before the final norm.
         """
-        config, kernels = self.config, self._kernels
+        config, kernels = self.config, self.kernels
         num_tokens = len(batch.token_ids)
         x_TD = self._embed(batch.token_ids)
         cos_TH, sin_TH = self._rotary.at(batch.positions)
@@ -167,7 +167,7 @@ class Decoder:
     def logits(self, x_RD: np.ndarray) -> np.ndarray:
         """Return the logits `[R, V]` float32 of rows that `forward` gave."""
         logits_RV = np.empty((len(x_RD), self.config.vocab_size), np.float32)
-        self._kernels.linear(
+        self.kernels.linear(
             np.ascontiguousarray(x_RD), self._head, logits_RV, norm_weight=self._norm_D, eps=self.config.rms_norm_eps
         )
         return logits_RV

@@ -1,0 +1,22 @@
+"""The arithmetic of a forward pass: one signature per operation, a readable numpy twin and a fast C++ one.
+
+`load_kernels` picks an implementation of `Kernels`; `dequantize` turns stored weights into floats. The package knows
+arrays and storage types, not models, files or requests.
+"""
+
+from qwenstack.kernels.dequantize import dequantize
+from qwenstack.kernels.load import KernelChoice, load_kernels, supported_isas
+from qwenstack.kernels.protocol import Isa, Kernels, PackedLinear, RawWeight
+from qwenstack.kernels.reference import ReferenceKernels
+
+__all__ = [
+    "Isa",
+    "KernelChoice",
+    "Kernels",
+    "PackedLinear",
+    "RawWeight",
+    "ReferenceKernels",
+    "dequantize",
+    "load_kernels",
+    "supported_isas",
+]

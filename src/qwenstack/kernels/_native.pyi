@@ -1,0 +1,55 @@
+import numpy as np
+
+def supported_isas() -> list[str]: ...
+
+class PackedLinear:
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+class Context:
+    def __init__(self, num_threads: int, isa: str) -> None: ...
+    def pack(self, matrices: list[tuple[int, int, int, np.ndarray]], bias: np.ndarray | None) -> PackedLinear: ...
+    def linear(
+        self,
+        x: np.ndarray,
+        packed: PackedLinear,
+        out: np.ndarray,
+        norm_weight: np.ndarray | None,
+        eps: float,
+        accumulate: bool,
+    ) -> None: ...
+    def gate_up_silu(
+        self, x: np.ndarray, packed: PackedLinear, out: np.ndarray, norm_weight: np.ndarray | None, eps: float
+    ) -> None: ...
+    def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray) -> None: ...
+    def rope_and_write_kv(
+        self,
+        qkv: np.ndarray,
+        num_heads: int,
+        num_kv_heads: int,
+        q_norm: np.ndarray | None,
+        k_norm: np.ndarray | None,
+        eps: float,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        slot_mapping: np.ndarray,
+        k_cache: np.ndarray,
+        v_cache: np.ndarray,
+    ) -> None: ...
+    def attend(
+        self,
+        qkv: np.ndarray,
+        num_heads: int,
+        num_kv_heads: int,
+        k_cache: np.ndarray,
+        v_cache: np.ndarray,
+        query_start: np.ndarray,
+        kv_len: np.ndarray,
+        block_table: np.ndarray,
+        scale: float,
+        out: np.ndarray,
+    ) -> None: ...

@@ -1,0 +1,162 @@
+"""Checks of arguments for the reference kernels; the native ones make the same checks in `csrc/bindings.cc`.
+
+Every function raises `ValueError` naming the operation, the argument and what it must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qwenstack.kernels.protocol import PackedLinear, RawWeight
+
+_CACHE_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
+
+
+def check_array(operation: str, name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    """Refuse an array of another type, shape or memory order."""
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        order = "contiguous" if array.flags.c_contiguous else "strided"
+        raise ValueError(
+            f"{operation}: `{name}` must be contiguous {np.dtype(dtype).name} of shape {list(shape)}, "
+            f"not {order} {array.dtype.name} of shape {list(array.shape)}."
+        )
+
+
+def check_pack(weights: Sequence[RawWeight], bias: np.ndarray | None) -> tuple[int, int]:
+    """Return `(in_features, out_features)` of matrices that can be stacked."""
+    if not weights:
+        raise ValueError("pack: needs at least one matrix.")
+    for weight in weights:
+        if len(weight.shape) != 2 or min(weight.shape) < 1:
+            raise ValueError(f"pack: a matrix has two sizes of at least 1, not {list(weight.shape)}.")
+        rows, columns = weight.shape
+        if columns != weights[0].shape[1]:
+            raise ValueError(
+                f"pack: stacked matrices share their input width, not {weights[0].shape[1]} and {columns}."
+            )
+        try:
+            row_bytes = weight.weight_type.row_bytes(columns)
+        except ValueError as error:
+            raise ValueError(f"pack: {error}") from error
+        check_array("pack", "data", weight.data, np.uint8, (rows, row_bytes))
+    out_features = sum(weight.shape[0] for weight in weights)
+    if bias is not None:
+        check_array("pack", "bias", bias, np.float32, (out_features,))
+    return weights[0].shape[1], out_features
+
+
+def check_linear(
+    operation: str,
+    x_TD: np.ndarray,
+    packed: PackedLinear,
+    norm_weight: np.ndarray | None,
+    out: np.ndarray,
+    out_features: int,
+) -> None:
+    """Check the arrays of `linear` and `gate_up_silu`."""
+    num_tokens = x_TD.shape[0] if x_TD.ndim else 0
+    check_array(operation, "x", x_TD, np.float32, (num_tokens, packed.in_features))
+    check_array(operation, "out", out, np.float32, (num_tokens, out_features))
+    if norm_weight is not None:
+        check_array(operation, "norm_weight", norm_weight, np.float32, (packed.in_features,))
+
+
+def check_rms_norm(x_TD: np.ndarray, weight_D: np.ndarray, out_TD: np.ndarray) -> None:
+    """Check the arrays of `rms_norm`."""
+    if x_TD.ndim != 2:
+        raise ValueError(f"rms_norm: `x` must be a matrix, not of shape {list(x_TD.shape)}.")
+    check_array("rms_norm", "x", x_TD, np.float32, x_TD.shape)
+    check_array("rms_norm", "weight", weight_D, np.float32, x_TD.shape[1:])
+    check_array("rms_norm", "out", out_TD, np.float32, x_TD.shape)
+
+
+def check_rope(
+    qkv_TW: np.ndarray,
+    num_heads: int,
+    num_kv_heads: int,
+    q_norm_H: np.ndarray | None,
+    k_norm_H: np.ndarray | None,
+    cos_T_half: np.ndarray,
+    sin_T_half: np.ndarray,
+    slot_mapping: np.ndarray,
+    k_cache: np.ndarray,
+    v_cache: np.ndarray,
+) -> int:
+    """Check the arrays of `rope_and_write_kv` and return the head width."""
+    operation = "rope_and_write_kv"
+    head_dim = _check_heads(operation, num_heads, num_kv_heads, k_cache, v_cache)
+    num_tokens = qkv_TW.shape[0] if qkv_TW.ndim else 0
+    check_array(operation, "qkv", qkv_TW, np.float32, (num_tokens, (num_heads + 2 * num_kv_heads) * head_dim))
+    for name, norm in (("q_norm", q_norm_H), ("k_norm", k_norm_H)):
+        if norm is not None:
+            check_array(operation, name, norm, np.float32, (head_dim,))
+    check_array(operation, "cos", cos_T_half, np.float32, (num_tokens, head_dim // 2))
+    check_array(operation, "sin", sin_T_half, np.float32, (num_tokens, head_dim // 2))
+    check_array(operation, "slot_mapping", slot_mapping, np.int64, (num_tokens,))
+    num_slots = k_cache.shape[0] * k_cache.shape[2]
+    _check_range(operation, "slot_mapping", slot_mapping, num_slots)
+    return head_dim
+
+
+def check_attend(
+    qkv_TW: np.ndarray,
+    num_heads: int,
+    num_kv_heads: int,
+    k_cache: np.ndarray,
+    v_cache: np.ndarray,
+    query_start: np.ndarray,
+    kv_len: np.ndarray,
+    block_table: np.ndarray,
+    out_TX: np.ndarray,
+) -> int:
+    """Check the arrays of `attend` and return the head width."""
+    head_dim = _check_heads("attend", num_heads, num_kv_heads, k_cache, v_cache)
+    num_tokens = qkv_TW.shape[0] if qkv_TW.ndim else 0
+    check_array("attend", "qkv", qkv_TW, np.float32, (num_tokens, (num_heads + 2 * num_kv_heads) * head_dim))
+    check_array("attend", "out", out_TX, np.float32, (num_tokens, num_heads * head_dim))
+    num_sequences = len(kv_len) if kv_len.ndim else 0
+    check_array("attend", "kv_len", kv_len, np.int32, (num_sequences,))
+    check_array("attend", "query_start", query_start, np.int32, (num_sequences + 1,))
+    max_blocks = block_table.shape[1] if block_table.ndim == 2 else 0
+    check_array("attend", "block_table", block_table, np.int32, (num_sequences, max_blocks))
+    query_len = np.diff(query_start)
+    if query_start[0] != 0 or query_start[-1] != num_tokens or np.any(query_len < 0):
+        raise ValueError(f"attend: `query_start` must rise from 0 to {num_tokens}, the rows of `qkv`.")
+    block_size = k_cache.shape[2]
+    if np.any(kv_len < query_len) or np.any(kv_len > max_blocks * block_size):
+        raise ValueError(
+            f"attend: each `kv_len` must lie between the sequence's queries and {max_blocks * block_size}, "
+            "the positions that its row of `block_table` can hold."
+        )
+    for blocks, length in zip(block_table, kv_len, strict=True):
+        _check_range("attend", "block_table", blocks[: -(-int(length) // block_size)], k_cache.shape[0])
+    return head_dim
+
+
+def _check_heads(operation: str, num_heads: int, num_kv_heads: int, k_cache: np.ndarray, v_cache: np.ndarray) -> int:
+    if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"{operation}: {num_heads} query heads cannot share {num_kv_heads} key/value heads evenly.")
+    if (
+        k_cache.ndim != 4
+        or k_cache.dtype not in _CACHE_DTYPES
+        or k_cache.shape[1] != num_kv_heads
+        or 0 in k_cache.shape
+    ):
+        raise ValueError(
+            f"{operation}: `k_cache` must be float32, float16 or uint16 (bfloat16) of shape "
+            f"[blocks, {num_kv_heads}, block size, head width], not {k_cache.dtype.name} of {list(k_cache.shape)}."
+        )
+    check_array(operation, "k_cache", k_cache, k_cache.dtype.type, k_cache.shape)
+    check_array(operation, "v_cache", v_cache, k_cache.dtype.type, k_cache.shape)
+    if k_cache.shape[3] % 2:
+        raise ValueError(f"{operation}: the head width is {k_cache.shape[3]}; rotary embedding needs an even one.")
+    return k_cache.shape[3]
+
+
+def _check_range(operation: str, name: str, indices: np.ndarray, limit: int) -> None:
+    if indices.size and (indices.min() < 0 or indices.max() >= limit):
+        raise ValueError(
+            f"{operation}: `{name}` holds {int(indices.min())}…{int(indices.max())}; it must lie in 0…{limit - 1}."
+        )

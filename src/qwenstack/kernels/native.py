@@ -1,0 +1,136 @@
+"""The C++ kernels behind the `Kernels` protocol.
+
+All arithmetic and the checks of arrays are in the extension module `_native`, whose sources are in `csrc/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qwenstack.kernels import _native
+from qwenstack.kernels.checks import check_pack
+from qwenstack.kernels.protocol import Isa, PackedLinear, RawWeight
+
+
+class NativeKernels:
+    """`Kernels` in C++ on an own pool of threads; the calling thread is one of them.
+
+    One operation runs at a time; a second caller waits.
+
+    Args:
+        num_threads: threads that share the work, 1 to 256.
+        isa: the instruction set; None takes the best that the processor has. All give the same bits.
+
+    Raises:
+        ValueError: `num_threads` is out of range, or the processor lacks the instruction set.
+    """
+
+    def __init__(self, num_threads: int, isa: Isa | None = None) -> None:
+        """Start the threads."""
+        self.isa: Isa = isa if isa is not None else supported_isas()[0]
+        self.num_threads = num_threads
+        self._context = _native.Context(num_threads, self.isa)
+
+    @property
+    def name(self) -> str:
+        """The implementation and its instruction set."""
+        return f"native ({self.isa}, {self.num_threads} threads)"
+
+    def pack(self, weights: Sequence[RawWeight], bias: np.ndarray | None = None) -> PackedLinear:
+        """See `Kernels.pack`."""
+        check_pack(weights, bias)
+        matrices = [(weight.weight_type.gguf_id, weight.shape[0], weight.shape[1], weight.data) for weight in weights]
+        return self._context.pack(matrices, bias)
+
+    def linear(
+        self,
+        x_TD: np.ndarray,
+        packed: PackedLinear,
+        out_TO: np.ndarray,
+        *,
+        norm_weight: np.ndarray | None = None,
+        eps: float = 0.0,
+        accumulate: bool = False,
+    ) -> None:
+        """See `Kernels.linear`."""
+        self._context.linear(x_TD, _own(packed, "linear"), out_TO, norm_weight, eps, accumulate)
+
+    def gate_up_silu(
+        self,
+        x_TD: np.ndarray,
+        packed: PackedLinear,
+        out_TF: np.ndarray,
+        *,
+        norm_weight: np.ndarray | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Kernels.gate_up_silu`."""
+        self._context.gate_up_silu(x_TD, _own(packed, "gate_up_silu"), out_TF, norm_weight, eps)
+
+    def rms_norm(self, x_TD: np.ndarray, weight_D: np.ndarray, eps: float, out_TD: np.ndarray) -> None:
+        """See `Kernels.rms_norm`."""
+        self._context.rms_norm(x_TD, weight_D, eps, out_TD)
+
+    def rope_and_write_kv(
+        self,
+        qkv_TW: np.ndarray,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        q_norm_H: np.ndarray | None,
+        k_norm_H: np.ndarray | None,
+        eps: float,
+        cos_T_half: np.ndarray,
+        sin_T_half: np.ndarray,
+        slot_mapping: np.ndarray,
+        k_cache: np.ndarray,
+        v_cache: np.ndarray,
+    ) -> None:
+        """See `Kernels.rope_and_write_kv`."""
+        self._context.rope_and_write_kv(
+            qkv_TW,
+            num_heads,
+            num_kv_heads,
+            q_norm_H,
+            k_norm_H,
+            eps,
+            cos_T_half,
+            sin_T_half,
+            slot_mapping,
+            k_cache,
+            v_cache,
+        )
+
+    def attend(
+        self,
+        qkv_TW: np.ndarray,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        k_cache: np.ndarray,
+        v_cache: np.ndarray,
+        query_start: np.ndarray,
+        kv_len: np.ndarray,
+        block_table: np.ndarray,
+        scale: float,
+        out_TX: np.ndarray,
+    ) -> None:
+        """See `Kernels.attend`."""
+        self._context.attend(
+            qkv_TW, num_heads, num_kv_heads, k_cache, v_cache, query_start, kv_len, block_table, scale, out_TX
+        )
+
+
+def supported_isas() -> tuple[Isa, ...]:
+    """Return the instruction sets that were built and that this processor has, the fastest first."""
+    names = _native.supported_isas()
+    isas: tuple[Isa, ...] = ("avx512", "avx2", "scalar")
+    return tuple(isa for isa in isas if isa in names)
+
+
+def _own(packed: PackedLinear, operation: str) -> _native.PackedLinear:
+    if not isinstance(packed, _native.PackedLinear):
+        raise ValueError(f"{operation}: the weights were packed by other kernels ({type(packed).__name__}).")
+    return packed

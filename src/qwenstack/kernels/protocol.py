@@ -1,0 +1,160 @@
+"""What a set of kernels must offer; models and tests know the implementations only by these protocols.
+
+Shapes: T new tokens of all sequences in a row, B sequences, D input and O output features of a matrix, F feed-forward
+width, N query and K key/value heads of width H, W = (N + 2K)·H, X = N·H, C blocks. All arrays are C-contiguous.
+
+Promises of every implementation: a row's result does not depend on the other rows, on T or on the number of threads;
+wrong shapes, types, layouts and out-of-range indices raise `ValueError` that names the operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from qwenstack.core.weight_type import WeightType
+
+Isa: TypeAlias = Literal["avx512", "avx2", "scalar"]
+"""Instruction sets that the C++ kernels are built for; all give the same bits."""
+
+
+class RawWeight(Protocol):
+    """A matrix as a file stores it."""
+
+    @property
+    def weight_type(self) -> WeightType:
+        """How the values are stored."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(out_features, in_features)`."""
+        ...
+
+    @property
+    def data(self) -> np.ndarray:
+        """`[out_features, row_bytes]` uint8."""
+        ...
+
+
+class PackedLinear(Protocol):
+    """One or more matrices of equal `in_features`, stacked and laid out for one implementation of `Kernels`."""
+
+    @property
+    def in_features(self) -> int:
+        """D, the width of an input row."""
+        ...
+
+    @property
+    def out_features(self) -> int:
+        """O, the rows of all stacked matrices together."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the packed weights take."""
+        ...
+
+
+class Kernels(Protocol):
+    """The operations of a decoder layer."""
+
+    @property
+    def name(self) -> str:
+        """The implementation and its instruction set, as `doctor` prints it."""
+        ...
+
+    def pack(self, weights: Sequence[RawWeight], bias: np.ndarray | None = None) -> PackedLinear:
+        """Stack matrices (q, k, v; gate, up) for `linear`; their types may differ.
+
+        Quantised matrices keep their codes and are multiplied with activations rounded to int8 in groups of 32; float
+        matrices keep their type and are multiplied in float32.
+
+        Shapes: `bias` `[O]` float32.
+
+        Raises:
+            ValueError: input widths differ, the width is no whole number of blocks, or the bytes do not fit the shape.
+        """
+        ...
+
+    def linear(
+        self,
+        x_TD: np.ndarray,
+        packed: PackedLinear,
+        out_TO: np.ndarray,
+        *,
+        norm_weight: np.ndarray | None = None,
+        eps: float = 0.0,
+        accumulate: bool = False,
+    ) -> None:
+        """Write `norm(x) @ W.T + bias` to `out_TO`, or add it there.
+
+        Shapes: `x_TD`, `out_TO` and `norm_weight` `[D]` float32. Without `norm_weight` x is taken as it is.
+        """
+        ...
+
+    def gate_up_silu(
+        self,
+        x_TD: np.ndarray,
+        packed: PackedLinear,
+        out_TF: np.ndarray,
+        *,
+        norm_weight: np.ndarray | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """Write `silu(gate(norm(x))) · up(norm(x))`; `packed` was made of two matrices, gate and up."""
+        ...
+
+    def rms_norm(self, x_TD: np.ndarray, weight_D: np.ndarray, eps: float, out_TD: np.ndarray) -> None:
+        """Write `x / sqrt(mean(x²) + eps) · weight`; `out_TD` may be `x_TD` itself."""
+        ...
+
+    def rope_and_write_kv(
+        self,
+        qkv_TW: np.ndarray,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        q_norm_H: np.ndarray | None,
+        k_norm_H: np.ndarray | None,
+        eps: float,
+        cos_T_half: np.ndarray,
+        sin_T_half: np.ndarray,
+        slot_mapping: np.ndarray,
+        k_cache: np.ndarray,
+        v_cache: np.ndarray,
+    ) -> None:
+        """Turn queries and keys to their positions, in halves, and put keys and values into the cache.
+
+        Shapes: `qkv_TW` float32, whose queries are replaced and whose keys and values are only read; cosines and
+            sines `[T, H/2]` float32; `slot_mapping` `[T]` int64, block · block_size + offset, each slot at most once;
+            caches `[C, K, block_size, H]` float32, float16, or uint16 that holds bfloat16. With `q_norm_H` or
+            `k_norm_H` each head is RMS-normalised first.
+        """
+        ...
+
+    def attend(
+        self,
+        qkv_TW: np.ndarray,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        k_cache: np.ndarray,
+        v_cache: np.ndarray,
+        query_start: np.ndarray,
+        kv_len: np.ndarray,
+        block_table: np.ndarray,
+        scale: float,
+        out_TX: np.ndarray,
+    ) -> None:
+        """Causal grouped-query attention over the blocks of each sequence.
+
+        Shapes: sequence b's queries are the rows `query_start[b]:query_start[b+1]` of `qkv_TW` (`query_start` `[B+1]`
+            int32) and the last of its `kv_len[b]` positions (`[B]` int32), whose keys and values live in the blocks
+            `block_table[b]` (`[B, C]` int32); `out_TX` `[T, N·H]` float32.
+
+        Source: Ainslie et al. 2023, arXiv:2305.13245, §2.2; blocks as in Kwon et al. 2023, arXiv:2309.06180, §4.1.
+        """
+        ...
