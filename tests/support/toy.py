@@ -21,22 +21,25 @@ VOCABULARY = 64
 EOS = 63
 
 
+_LETTERS = [bytes([byte]) for byte in b"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+_BROKEN_CHARACTER = ["中".encode()[at : at + 1] for at in range(3)]
+_PIECES = (*_LETTERS, *_BROKEN_CHARACTER, "好".encode(), b"\xff", b"0", b"1", b"2", b"3", b"")
+
+
 class ToyTokenizer:
     """Token i is one letter, or a byte of a longer character; the last id ends the text."""
 
     vocab_size = VOCABULARY
     eos_token_ids = frozenset({EOS})
-    alphabet = [bytes([byte]) for byte in b"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
-    pieces = [*alphabet, *("中".encode()[at : at + 1] for at in range(3)), "好".encode(), b"\xff", b"0", b"1", b"2", b"3", b""]
 
     def token_bytes(self, token_id: int) -> bytes:
-        return self.pieces[token_id]
+        return _PIECES[token_id]
 
     def is_special(self, token_id: int) -> bool:
         return token_id == EOS
 
     def encode(self, text: str) -> list[int]:
-        return [self.pieces.index(character.encode()) for character in text]
+        return [_PIECES.index(character.encode()) for character in text]
 
 
 _ROWS = np.random.default_rng(3).normal(size=(997, VOCABULARY)).astype(np.float32)
@@ -85,7 +88,7 @@ def toy_model(*, num_blocks: int = 64, max_model_len: int = 128, **options: Any)
             num_parameters=0,
             weight_format="F32",
         ),
-        decoder=cast(Any, ToyDecoder()),
+        decoder=cast("Any", ToyDecoder()),
         kv_cache=KVCache(layers=((keys, keys),), block_size=config.block_size, num_blocks=num_blocks),
-        tokenizer=cast(Any, ToyTokenizer()),
+        tokenizer=cast("Any", ToyTokenizer()),
     )

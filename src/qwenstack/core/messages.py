@@ -43,7 +43,9 @@ def parse_messages(turns: Sequence[Message | Mapping[str, object]]) -> list[Mess
         RequestError: there is no turn, or one has an unknown role or a field of the wrong type; `param` names it.
     """
     if not turns:
-        raise RequestError("The conversation is empty; give at least one message.", param="messages", code="invalid_value")
+        raise RequestError(
+            "The conversation is empty; give at least one message.", param="messages", code="invalid_value"
+        )
     return [
         turn if isinstance(turn, Message) else _parse_message(turn, f"messages[{at}]") for at, turn in enumerate(turns)
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-"""`stop`: an end token or stop string; `length`: `max_tokens` or the context; `abort`: cancelled; `error`: the step failed."""
+"""`stop`: end token or stop string; `length`: `max_tokens` or the context; `abort`: cancelled; `error`: a failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

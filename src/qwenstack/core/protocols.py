@@ -1,4 +1,4 @@
-"""What the layers above the engine know of a model: an asynchronous generator of tokens, and nothing of how it works."""
+"""What the layers above the engine know of a model: an asynchronous generator of tokens, not how it works."""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ class WeightType(Enum):
             ValueError: the row is not a whole number of blocks.
         """
         if num_values % self.block_size:
-            raise ValueError(f"A row of {num_values} values is not a whole number of {self.name} blocks of {self.block_size}.")
+            raise ValueError(
+                f"A row of {num_values} values is not a whole number of {self.name} blocks of {self.block_size}."
+            )
         return num_values // self.block_size * self.block_bytes
 
 

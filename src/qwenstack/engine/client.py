@@ -263,7 +263,9 @@ class _EngineProcess:
         except ConnectionError:
             pass
         finally:
-            self._fail_all(EngineError("The engine process stopped while it worked on this; it is being started again."))
+            self._fail_all(
+                EngineError("The engine process stopped while it worked on this; it is being started again.")
+            )
 
     def _dispatch(self, event: Event) -> None:
         match event:

@@ -141,7 +141,7 @@ class Engine:
             raise RequestError("The prompt is empty; give at least one token.", param="prompt", code="invalid_value")
         if num_prompt >= limit:
             raise RequestError(
-                f"The prompt has {num_prompt} tokens; this model's context holds {limit}, the answer included. Shorten it.",
+                f"The prompt has {num_prompt} tokens; this model's context holds {limit}, with the answer. Shorten it.",
                 param="messages",
                 code="context_length_exceeded",
             )

@@ -1,7 +1,7 @@
 """`LLM`: the model in this process, for scripts, notebooks, benchmarks and the terminal chat.
 
-    llm = LLM("qwen2.5-coder-0.5b")
-    print(llm.generate("def fib(n):", SamplingParams(temperature=0, max_tokens=64))[0].outputs[0].text)
+llm = LLM("qwen2.5-coder-0.5b")
+print(llm.generate("def fib(n):", SamplingParams(temperature=0, max_tokens=64))[0].outputs[0].text)
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from qwenstack.engine.loading import default_sampling, load_model
 from qwenstack.hub.checkpoint import open_checkpoint
 from qwenstack.hub.pull import locate
 from qwenstack.tokenizer import Tokenizer
-
 
 _NO_QUEUE_LIMIT = 1 << 20
 """One caller's own list needs no protection from itself."""
@@ -196,7 +195,7 @@ class LLM:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | Mapping):
-        return [cast("Prompt", prompts)]
+        return [prompts]
     return list(prompts)
 
 
@@ -212,7 +211,9 @@ def _one_each(
     if isinstance(sampling_params, SamplingParams):
         return [sampling_params] * count
     if len(sampling_params) != count:
-        raise RequestError(f"{len(sampling_params)} sampling parameters for {count} prompts; give one, or one for each.")
+        raise RequestError(
+            f"{len(sampling_params)} sampling parameters for {count} prompts; give one, or one for each."
+        )
     return sampling_params
 
 

@@ -87,7 +87,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if checkpoint.format == "gguf":
         return Tokenizer.from_gguf(checkpoint.metadata)
     if checkpoint.tokenizer_json is None:
-        raise ModelFormatError(f"{str(checkpoint.path)!r} has no `tokenizer.json`; copy it there from the model's page.")
+        raise ModelFormatError(
+            f"{str(checkpoint.path)!r} has no `tokenizer.json`; copy it there from the model's page."
+        )
     return Tokenizer.from_hf(checkpoint.tokenizer_json, checkpoint.tokenizer_config, checkpoint.chat_template)
 
 
@@ -112,7 +114,8 @@ def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
     trained = model_config.max_position_embeddings
     if config.max_model_len is not None and config.max_model_len > trained:
         raise ConfigError(
-            f"`max_model_len` is {config.max_model_len}; this model was trained for {trained} positions. Ask for at most that."
+            f"`max_model_len` is {config.max_model_len}; this model was trained for {trained} positions. "
+            "Ask for at most that."
         )
     return config.max_model_len or trained
 
@@ -135,8 +138,8 @@ def _num_blocks(
         wanted = config.kv_cache_memory_bytes // per_block
         if wanted < least:
             raise ConfigError(
-                f"`kv_cache_memory_bytes` is {config.kv_cache_memory_bytes}; one context of {max_model_len} tokens takes "
-                f"{least * per_block}. Give that much, or set a smaller `max_model_len`."
+                f"`kv_cache_memory_bytes` is {config.kv_cache_memory_bytes}; one context of "
+                f"{max_model_len} tokens takes {least * per_block}. Give that much, or set a smaller `max_model_len`."
             )
     else:
         wanted = max(min(_DEFAULT_CONTEXTS * least, available // 4 // per_block), least)
@@ -145,7 +148,7 @@ def _num_blocks(
         raise CapacityError(
             f"{config.model_name} needs {_gigabytes(weights)} for its weights and {_gigabytes(wanted * per_block)} for "
             f"contexts of {max_model_len} tokens; {_gigabytes(available)} are free. Set a smaller `max_model_len` "
-            f"(each token takes {per_block // config.block_size // 1024} KB), or take a smaller model, such as `smollm2-135m`."
+            f"(a token takes {per_block // config.block_size} bytes), or take a smaller model, such as `smollm2-135m`."
         )
     return wanted
 

@@ -114,10 +114,15 @@ def _draw(logits_V: np.ndarray, params: SamplingParams, uniform: float) -> int:
         weights_V[weights_V < params.min_p] = 0.0
     if not params.top_k and params.top_p == 1.0:
         cumulative = np.cumsum(weights_V)
-        return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+        return _first_above(cumulative, uniform * cumulative[-1])
     ids = _likeliest(weights_V, params.top_k, params.top_p)
     cumulative = np.cumsum(weights_V[ids])
-    return int(ids[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])
+    return int(ids[_first_above(cumulative, uniform * cumulative[-1])])
+
+
+def _first_above(cumulative: np.ndarray, value: np.float64) -> int:
+    index: np.intp = np.searchsorted(cumulative, value, side="right")
+    return int(index)
 
 
 def _likeliest(weights_V: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
@@ -130,7 +135,7 @@ def _likeliest(weights_V: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
         ids = _sorted_top(weights_V, size)
     if top_p < 1.0:
         cumulative = np.cumsum(weights_V[ids])
-        ids = ids[: int(np.searchsorted(cumulative, top_p * total)) + 1]
+        ids = ids[: np.count_nonzero(cumulative < top_p * total) + 1]
     return ids[weights_V[ids] > 0.0]
 
 

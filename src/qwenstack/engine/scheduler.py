@@ -111,7 +111,7 @@ def plan(
 
 
 def _promised_blocks(alive: Sequence[SequenceView], chunks: Sequence[Chunk], block_size: int) -> int:
-    """Return the blocks that prompts still being read will need; admitting on them would lead straight to preemption."""
+    """Return the blocks that prompts still being read will need: to admit on them would lead to preemption."""
     given = {chunk.key: chunk.num_new_blocks for chunk in chunks}
     return sum(
         max(blocks_for(view.num_tokens + 1, block_size) - view.num_blocks - given.get(view.key, 0), 0)
@@ -120,9 +120,7 @@ def _promised_blocks(alive: Sequence[SequenceView], chunks: Sequence[Chunk], blo
     )
 
 
-def _youngest(
-    alive: Sequence[SequenceView], chunks: Sequence[Chunk], preempted: Sequence[int]
-) -> SequenceView | None:
+def _youngest(alive: Sequence[SequenceView], chunks: Sequence[Chunk], preempted: Sequence[int]) -> SequenceView | None:
     """Return the latest arrival whose blocks can still be taken in this step."""
     planned = {chunk.key for chunk in chunks}
     for view in reversed(alive):

@@ -1,6 +1,7 @@
 """What the server and the engine process say to each other: msgspec structs, length-prefixed, over a Unix socket pair.
 
-Nothing else passes: no pickle, no shared objects. A frame is four bytes of length, little endian, and a MessagePack body.
+Nothing else passes: no pickle, no shared objects. A frame is four bytes of length, little endian, and a body in
+MessagePack.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ class FrameBuffer:
         while len(self._bytes) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._bytes, start)
             if length > MAX_FRAME_BYTES:
-                raise EngineError(f"A frame of {length} bytes came over the engine's socket; the limit is {MAX_FRAME_BYTES}.")
+                raise EngineError(
+                    f"A frame of {length} bytes came over the engine's socket; the limit is {MAX_FRAME_BYTES}."
+                )
             if len(self._bytes) - start - _LENGTH.size < length:
                 break
             start += _LENGTH.size

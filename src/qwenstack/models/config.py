@@ -86,7 +86,7 @@ class ModelConfig:
                 raise ModelFormatError(f"`{name}` is {size!r}; it must lie between 1 and {_MAX_SIZE}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelFormatError(
-                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly."
+                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads."
             )
         if self.head_dim % 2:
             raise ModelFormatError(f"`head_dim` is {self.head_dim}; rotary embedding needs an even one.")
@@ -184,7 +184,9 @@ class ModelConfig:
         model_type = _GGUF_ARCHITECTURES[architecture]
         scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
         if scaling != "none" or "rope_freqs.weight" in tensor_shapes:
-            raise ModelFormatError(f"The file asks for scaled rotary embedding ({scaling!r}), which is not computed here.")
+            raise ModelFormatError(
+                f"The file asks for scaled rotary embedding ({scaling!r}), which is not computed here."
+            )
         if "token_embd.weight" not in tensor_shapes:
             raise ModelFormatError("The file has no tensor `token_embd.weight`.")
         hidden_size = fields.integer(f"{architecture}.embedding_length")
@@ -199,9 +201,7 @@ class ModelConfig:
             intermediate_size=fields.integer(f"{architecture}.feed_forward_length"),
             num_hidden_layers=fields.integer(f"{architecture}.block_count"),
             num_attention_heads=num_attention_heads,
-            num_key_value_heads=fields.integer(
-                f"{architecture}.attention.head_count_kv", default=num_attention_heads
-            ),
+            num_key_value_heads=fields.integer(f"{architecture}.attention.head_count_kv", default=num_attention_heads),
             head_dim=head_dim,
             vocab_size=tensor_shapes["token_embd.weight"][0],
             max_position_embeddings=fields.integer(f"{architecture}.context_length"),

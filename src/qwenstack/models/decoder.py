@@ -66,9 +66,10 @@ class SparseMLP:
         logits_TE = np.empty((len(x_TD), len(self.experts)), np.float32)
         kernels.linear(h_TD, self.router, logits_TE)
         weights_Tk, chosen_Tk = route(logits_TE, self.config)
-        for index in np.unique(chosen_Tk):
-            expert = self.experts[index]
+        for index, expert in enumerate(self.experts):
             tokens, ranks = np.nonzero(chosen_Tk == index)
+            if not len(tokens):
+                continue
             hidden_TF = np.empty((len(tokens), expert.gate_up.out_features // 2), np.float32)
             kernels.gate_up_silu(np.ascontiguousarray(h_TD[tokens]), expert.gate_up, hidden_TF)
             out_TD = np.empty((len(tokens), x_TD.shape[1]), np.float32)
@@ -205,7 +206,9 @@ def _load_layer(config: ModelConfig, index: int, reader: WeightReader, kernels: 
 def _load_dense(config: ModelConfig, prefix: str, reader: WeightReader, kernels: Kernels) -> DenseMLP:
     gate_up, down = _load_gate_up_down(config, f"{prefix}.mlp", config.intermediate_size, reader, kernels)
     return DenseMLP(
-        norm_D=reader.vector(f"{prefix}.post_attention_layernorm.weight", config.hidden_size), gate_up=gate_up, down=down
+        norm_D=reader.vector(f"{prefix}.post_attention_layernorm.weight", config.hidden_size),
+        gate_up=gate_up,
+        down=down,
     )
 
 

@@ -87,7 +87,9 @@ class WeightReader:
         if tensor is None:
             raise ModelFormatError(f"The checkpoint has no tensor `{name}`.")
         if tuple(tensor.shape) != shape:
-            raise ModelFormatError(f"Tensor `{name}` has shape {list(tensor.shape)}; the configuration asks {list(shape)}.")
+            raise ModelFormatError(
+                f"Tensor `{name}` has shape {list(tensor.shape)}; the configuration asks {list(shape)}."
+            )
         return tensor
 
     @property

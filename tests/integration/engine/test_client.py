@@ -79,13 +79,17 @@ def test_errors_cross_the_socket_as_themselves(smollm2_gguf: Path) -> None:
     with_client(smollm2_gguf, body)
 
 
+async def read_and_kill(client: EngineClient, ids: list[int]) -> None:
+    async for _ in client.generate(ids, SamplingParams(max_tokens=900, ignore_eos=True), request_id="unlucky"):
+        if client.pid is not None:
+            os.kill(client.pid, signal.SIGKILL)
+
+
 def test_a_killed_engine_fails_its_requests_and_comes_back(smollm2_gguf: Path) -> None:
     async def body(client: EngineClient) -> None:
         ids = await client.encode_chat(QUESTION)
         with pytest.raises(EngineError):
-            async for _ in client.generate(ids, SamplingParams(max_tokens=900, ignore_eos=True), request_id="unlucky"):
-                if client.pid is not None:
-                    os.kill(client.pid, signal.SIGKILL)
+            await read_and_kill(client, ids)
         for _ in range(300):
             try:
                 await client.stats()

@@ -105,7 +105,9 @@ def test_logprobs_are_of_the_plain_distribution() -> None:
 
 
 def test_random_numbers_depend_on_seed_answer_and_position_only() -> None:
-    numbers = [uniform_number(seed, index, position) for seed in range(20) for index in range(5) for position in range(20)]
+    numbers = [
+        uniform_number(seed, index, position) for seed in range(20) for index in range(5) for position in range(20)
+    ]
     assert len(set(numbers)) == len(numbers)
     assert 0.0 <= min(numbers) < 0.01
     assert 0.99 < max(numbers) < 1.0

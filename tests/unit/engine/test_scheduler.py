@@ -1,4 +1,4 @@
-"""The plan as a value: what it may never do, on any state, and what it does in cases small enough to work out by hand."""
+"""The plan as a value: what it may never do in any state, and what it does in cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def view(key: int, tokens: int, computed: int = 0, blocks: int | None = None) ->
 def decide(
     running: list[SequenceView], waiting: list[SequenceView], *, free: int = 100, budget: int = 64, seats: int = 16
 ) -> Plan:
-    return plan(
-        running, waiting, num_free_blocks=free, block_size=BLOCK, token_budget=budget, max_num_seqs=seats
-    )
+    return plan(running, waiting, num_free_blocks=free, block_size=BLOCK, token_budget=budget, max_num_seqs=seats)
 
 
 def tokens_of(decision: Plan) -> dict[int, int]:
@@ -84,7 +82,7 @@ def test_a_plan_keeps_every_limit(state: tuple[list[SequenceView], list[Sequence
     for chunk in decision.chunks:
         item = views[chunk.key]
         end = item.num_computed_tokens + chunk.num_tokens
-        assert 1 <= chunk.num_tokens
+        assert chunk.num_tokens >= 1
         assert end <= item.num_tokens
         assert item.num_blocks + chunk.num_new_blocks == blocks_for(end, BLOCK)
 
