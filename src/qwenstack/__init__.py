@@ -1,9 +1,9 @@
 """qwenstack: from raw text to a served Qwen3 assistant.
 
-    from qwenstack import LLM, SamplingParams
+from qwenstack import LLM, SamplingParams
 
-    llm = LLM("qwen2.5-coder-0.5b")
-    llm.chat([{"role": "user", "content": "你好！"}], SamplingParams(max_tokens=64))
+llm = LLM("qwen2.5-coder-0.5b")
+llm.chat([{"role": "user", "content": "你好！"}], SamplingParams(max_tokens=64))
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def dequantize(data: np.ndarray, weight_type: WeightType) -> np.ndarray:
     values = parts.scales[:, :, None] * codes.astype(np.float32)
     if parts.offsets is not None:
         values += parts.offsets[:, :, None]
-    return values.reshape(num_rows, -1)
+    return values.reshape(parts.codes.shape)
 
 
 def unpack(data: np.ndarray, weight_type: WeightType) -> QuantizedRows:
@@ -67,14 +67,16 @@ def unpack(data: np.ndarray, weight_type: WeightType) -> QuantizedRows:
     if weight_type not in _UNPACKERS:
         raise ValueError(f"{weight_type.name} is not a quantised type.")
     _check_row_bytes(data, weight_type)
-    num_rows = data.shape[0]
+    num_rows, row_bytes = data.shape
+    row_blocks = row_bytes // weight_type.block_bytes
     zero, unpack_blocks = _UNPACKERS[weight_type]
-    codes, scales, offsets = unpack_blocks(data.reshape(-1, weight_type.block_bytes))
+    codes, scales, offsets = unpack_blocks(data.reshape(num_rows * row_blocks, weight_type.block_bytes))
+    groups_shape = (num_rows, row_blocks * scales.shape[1])
     return QuantizedRows(
-        codes=codes.reshape(num_rows, -1),
+        codes=codes.reshape(num_rows, row_blocks * weight_type.block_size),
         zero=zero,
-        scales=scales.reshape(num_rows, -1),
-        offsets=None if offsets is None else offsets.reshape(num_rows, -1),
+        scales=scales.reshape(groups_shape),
+        offsets=None if offsets is None else offsets.reshape(groups_shape),
     )
 
 
@@ -118,8 +120,9 @@ def _half(block_bytes: np.ndarray) -> np.ndarray:
 def _split(packed: np.ndarray, bits: int, run: int) -> np.ndarray:
     """Spread fields of `bits` bits; each run of bytes holds all its lowest fields first, then all the next ones."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    fields = (packed.reshape(len(packed), -1, 1, run) >> shifts) & np.uint8((1 << bits) - 1)
-    return fields.reshape(len(packed), -1)
+    num_blocks, num_bytes = packed.shape
+    fields = (packed.reshape(num_blocks, num_bytes // run, 1, run) >> shifts) & np.uint8((1 << bits) - 1)
+    return fields.reshape(num_blocks, num_bytes * 8 // bits)
 
 
 def _fifth_bits(packed: np.ndarray) -> np.ndarray:

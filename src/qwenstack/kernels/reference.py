@@ -166,7 +166,8 @@ class ReferenceKernels:
             v_KSH = _gather(v_cache, block_table[sequence], length)
             for row in range(first, last):
                 visible = length - (last - 1 - row)
-                out_TNH[row] = _attend_one(q_TNH[row], k_KSH[:, :visible], v_KSH[:, :visible], scale)
+                with np.errstate(invalid="ignore", over="ignore"):  # infinite keys give NaN, as in the native kernels
+                    out_TNH[row] = _attend_one(q_TNH[row], k_KSH[:, :visible], v_KSH[:, :visible], scale)
 
 
 def _own(packed: PackedLinear, operation: str) -> ReferencePackedLinear:

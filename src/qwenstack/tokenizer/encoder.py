@@ -7,7 +7,7 @@ An encoder knows words only. It cannot produce an added token such as `<|im_star
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import tokenizers
@@ -50,8 +50,8 @@ PRE_TOKENIZERS: Mapping[str, Callable[[tokenizers.Tokenizer], None]] = {
 class Encoder:
     """Byte-level BPE over words only.
 
-    A byte without a token of its own is left out, as transformers does; SmolLM2's vocabulary lacks 21 rare ones, such as
-    U+0004.
+    A byte without a token of its own is left out, as transformers does; SmolLM2's vocabulary lacks 21 rare ones, such
+    as U+0004.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -79,32 +79,33 @@ class Encoder:
         return cls(tokenizer)
 
     @classmethod
-    def from_tokenizer_json(
-        cls, description: Mapping[str, object], id_of_word: Mapping[str, int], added_texts: Collection[str]
-    ) -> Encoder:
-        """Build an encoder from a parsed `tokenizer.json`, taking only its words, merges and pre-tokenizer.
+    def from_tokenizer_json(cls, description: Mapping[str, object], id_of_word: Mapping[str, int]) -> Encoder:
+        """Build an encoder from a parsed `tokenizer.json`, taking only its normalizer, pre-tokenizer and merges.
 
         Raises:
-            ModelFormatError: the library cannot read it, or merges make an added token.
+            ModelFormatError: the library cannot read it, or a merge makes what is not among the words.
         """
-        model = cast("Mapping[str, object]", description["model"])
-        words = {word: index for word, index in id_of_word.items() if word not in added_texts}
         # No unknown token either: it might be `<|endoftext|>`, and then a strange character would end the text.
-        changes: dict[str, object] = {"model": {**model, "vocab": words, "unk_token": None}, "added_tokens": []}
+        model = {**cast("Mapping[str, object]", description["model"]), "vocab": id_of_word, "unk_token": None}
         nothing_around = dict.fromkeys(("post_processor", "truncation", "padding"))
+        words_only: dict[str, object] = {**description, **nothing_around, "model": model, "added_tokens": []}
         try:
-            return cls(tokenizers.Tokenizer.from_str(json.dumps({**description, **changes, **nothing_around})))
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(words_only)))
         except Exception as error:  # the library raises bare `Exception`
             raise ModelFormatError(f"`tokenizer.json` cannot be read: {error}.") from error
 
-    def encode(self, text: str, *, param: str = "prompt") -> list[int]:
-        """Turn plain text into ids.
+    def encode(self, text: str) -> list[int]:
+        """Turn plain text, which is valid Unicode, into ids.
 
         Raises:
-            RequestError: the text has a lone surrogate, which no UTF-8 text can have.
+            ModelFormatError: the pre-tokenizer that the model's file brought fails on the text.
         """
-        check_is_unicode(text, param=param)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises bare `Exception`, as for a pattern that backtracks for ever
+            raise ModelFormatError(
+                f"The model's tokenizer fails on a text of {len(text)} characters: {error}."
+            ) from error
 
 
 def check_is_unicode(text: str, *, param: str) -> None:

@@ -250,10 +250,18 @@ def chat_filters() -> dict[str, Filter]:
 def chat_tests() -> dict[str, Callable[..., bool]]:
     """Return all tests that a template may use."""
     tests: dict[str, Callable[..., bool]] = {name: _JINJA_TESTS[name] for name in COMPARING_TESTS | _CHEAP_TESTS}
-    return {**tests, "even": lambda value: _remainder(value) == 0, "odd": lambda value: _remainder(value) == 1}
+    return {**tests, "even": _is_even, "odd": _is_odd}
 
 
-def _remainder(value: object) -> object:
+def _is_even(value: object) -> bool:
+    return _remainder(value) == 0
+
+
+def _is_odd(value: object) -> bool:
+    return _remainder(value) == 1
+
+
+def _remainder(value: object) -> float:
     """Return `value % 2`, which would format if the value were text."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"only numbers are even or odd, not {type(value).__name__!r}")

@@ -61,6 +61,9 @@ class _Function:
 
     function: Callable[..., object]
 
+    def __repr__(self) -> str:
+        return "<function>"
+
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class _Method:
@@ -68,6 +71,9 @@ class _Method:
 
     receiver: str | dict[object, object]
     name: str
+
+    def __repr__(self) -> str:
+        return "<method>"
 
     def call(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         """Call it, paying for its receiver and what it makes."""

@@ -38,7 +38,7 @@ class TokenizerParts:
 
     vocabulary: Vocabulary
     build_encoder: Callable[[], Encoder]
-    """Takes most of a second for 152,000 tokens, so it waits until text is to be encoded."""
+    """Takes a good third of a second for 152,000 tokens, so it waits until text is to be encoded."""
     eos_token_ids: frozenset[int]
     bos_token_id: int | None
     """Set only where the model wants it before each text."""
@@ -105,36 +105,37 @@ def parts_from_hf(tokenizer_json: str, config: Mapping[str, object], chat_templa
         raise ModelFormatError(
             f"`tokenizer.json` has a model of type {model.get('type')!r}; only byte-level BPE is read here."
         )
-    id_of_word = {word: _id(index, word) for word, index in _object(model.get("vocab"), "vocab").items()}
     added = list(_added_tokens(description, config))
-    vocabulary = _vocabulary_from_ids(id_of_word, added)
+    taken = {token.id for token in added}
+    id_of_token = {token: _id(index, token) for token, index in _object(model.get("vocab"), "vocab").items()}
+    id_of_word = {token: index for token, index in id_of_token.items() if index not in taken}
+    vocabulary = Vocabulary(_words_by_id(id_of_word), added)
     bos, eos = (_token_named(config.get(f"{name}_token"), vocabulary) for name in ("bos", "eos"))
     return TokenizerParts(
         vocabulary=vocabulary,
-        build_encoder=lambda: Encoder.from_tokenizer_json(description, id_of_word, vocabulary.added_tokens),
+        build_encoder=lambda: Encoder.from_tokenizer_json(description, id_of_word),
         eos_token_ids=_eos_token_ids([eos], vocabulary),
         bos_token_id=bos if config.get("add_bos_token") is True else None,
         chat_template=_chat_template(chat_template or _default_template(config.get("chat_template")), vocabulary),
     )
 
 
-def _vocabulary_from_ids(id_of_word: Mapping[str, int], added: Sequence[AddedToken]) -> Vocabulary:
-    added_ids = {token.id for token in added}
+def _words_by_id(id_of_word: Mapping[str, int]) -> list[str]:
     words = [""] * (1 + max(id_of_word.values(), default=-1))
     for word, index in id_of_word.items():
-        if index not in added_ids:
-            words[index] = word
-    return Vocabulary(words, added)
+        words[index] = word
+    return words
 
 
 def _added_tokens(description: Mapping[str, object], config: Mapping[str, object]) -> Iterator[AddedToken]:
     """Yield the added tokens of `tokenizer.json`, then those that only `tokenizer_config.json` has."""
-    listed = description.get("added_tokens") or []
-    if not isinstance(listed, list):
+    listed: object = description.get("added_tokens")
+    if not isinstance(listed, (list, type(None))):
         raise ModelFormatError("`tokenizer.json` has `added_tokens` that are not a list.")
-    entries = [_object(entry, "added_tokens") for entry in cast("list[object]", listed)]
+    entries = [_object(entry, "added_tokens") for entry in cast("list[object]", listed or [])]
     for index, fields in _object(config.get("added_tokens_decoder") or {}, "added_tokens_decoder").items():
-        entries.append({**_object(fields, "added_tokens_decoder"), "id": int(index) if index.isdecimal() else None})
+        is_number = index.isdecimal() and len(index) <= len(str(MAX_TOKENS))
+        entries.append({**_object(fields, "added_tokens_decoder"), "id": int(index) if is_number else None})
     seen: set[str] = set()
     for entry in entries:
         text = entry.get("content")

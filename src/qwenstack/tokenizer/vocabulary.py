@@ -45,8 +45,8 @@ class Vocabulary:
         added: the tokens that are matched as a whole. Ids in neither are padding and stand for nothing.
 
     Raises:
-        ModelFormatError: a word has a letter outside the byte-level alphabet, or an added token is too short or there
-            twice.
+        ModelFormatError: a word has a letter outside the byte-level alphabet, or an added token is too short, not
+            Unicode, or there twice.
     """
 
     def __init__(self, words: Sequence[str], added: Iterable[AddedToken]) -> None:
@@ -57,22 +57,24 @@ class Vocabulary:
             raise ModelFormatError(_describe_foreign_letter(words)) from None
         self._offsets = array("Q", accumulate(map(len, words), initial=0))
         self.added_tokens: dict[str, AddedToken] = {}
+        """By text."""
+        self._added_bytes: dict[int, bytes] = {}
         for token in added:
-            if len(token.text) < MIN_ADDED_CHARS:
-                raise ModelFormatError(f"The added token {token.text!r} is shorter than {MIN_ADDED_CHARS} characters.")
-            if self.added_tokens.setdefault(token.text, token) is not token:
-                raise ModelFormatError(f"The tokenizer has the added token {token.text!r} twice.")
-        self._added_by_id = {token.id: token for token in self.added_tokens.values()}
+            _check_added_text(token.text)
+            if token.text in self.added_tokens or token.id in self._added_bytes:
+                raise ModelFormatError(f"The tokenizer has the added token {token.text!r} twice, or its id {token.id}.")
+            self.added_tokens[token.text] = token
+            self._added_bytes[token.id] = token.text.encode()
         self._special_ids = frozenset(token.id for token in self.added_tokens.values() if token.is_special)
         last_word = next((index for index in reversed(range(len(words))) if words[index]), -1)
-        self.size = 1 + max(last_word, max(self._added_by_id, default=-1))
+        self.size = 1 + max(last_word, max(self._added_bytes, default=-1))
         """Ids lie in `range(size)`; the rows that a model's matrix may have beyond are padding."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the exact bytes of a token; nothing for an id that is padding."""
-        token = self._added_by_id.get(token_id)
-        if token is not None:
-            return token.text.encode()
+        added = self._added_bytes.get(token_id)
+        if added is not None:
+            return added
         if not 0 <= token_id < len(self._offsets) - 1:
             return b""
         return self._word_bytes[self._offsets[token_id] : self._offsets[token_id + 1]]
@@ -102,6 +104,13 @@ def letters_of_bytes() -> list[str]:
 BYTE_OF_LETTER: Mapping[int, int] = dict.fromkeys(range(256), 0x100) | {
     ord(letter): byte for byte, letter in enumerate(letters_of_bytes())
 }
+
+
+def _check_added_text(text: str) -> None:
+    if len(text) < MIN_ADDED_CHARS:
+        raise ModelFormatError(f"The added token {text!r} is shorter than {MIN_ADDED_CHARS} characters.")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise ModelFormatError(f"The added token {text!r} is not valid Unicode.")
 
 
 def _describe_foreign_letter(words: Sequence[str]) -> str:

@@ -1,0 +1,362 @@
+// The Python module: checks shapes, types, layouts and indices, then hands plain pointers on. No arithmetic here.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "context.h"
+
+namespace nb = nanobind;
+
+namespace qwenstack {
+namespace {
+
+using Input = nb::ndarray<nb::ro>;
+using OptionalInput = std::optional<Input>;
+using Output = nb::ndarray<>;
+
+template <typename... Parts>
+[[noreturn]] void refuse(const char* operation, const Parts&... parts) {
+    std::string message = std::string(operation) + ": ";
+    ((message += parts), ...);
+    throw nb::value_error(message.c_str());
+}
+
+template <typename Array>
+bool is_contiguous(const Array& array) {
+    if (array.size() == 0) return true;  // strides of nothing mean nothing
+    int64_t stride = 1;
+    for (size_t i = array.ndim(); i-- > 0;) {
+        if (array.shape(i) != 1 && array.stride(i) != stride) return false;
+        stride *= static_cast<int64_t>(array.shape(i));
+    }
+    return true;
+}
+
+template <typename Array>
+std::string describe_shape(const Array& array) {
+    std::string text = "[";
+    for (size_t i = 0; i < array.ndim(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
+    return text + "]";
+}
+
+template <typename Array>
+std::string describe_type(const Array& array) {
+    const char* const kinds[] = {"int", "uint", "float"};
+    const uint8_t code = array.dtype().code;
+    return (code < 3 ? kinds[code] : "type ") + std::to_string(array.dtype().bits);
+}
+
+std::string describe_shape(std::initializer_list<size_t> shape) {
+    std::string text = "[";
+    for (const size_t size : shape) text += (text.size() == 1 ? "" : ", ") + std::to_string(size);
+    return text + "]";
+}
+
+template <typename Array>
+bool has_shape(const Array& array, std::initializer_list<size_t> shape) {
+    if (array.ndim() != shape.size()) return false;
+    size_t axis = 0;
+    for (const size_t size : shape) {
+        if (array.shape(axis++) != size) return false;
+    }
+    return true;
+}
+
+template <typename T, typename Array>
+void check_array(const char* operation, const char* name, const Array& array, std::initializer_list<size_t> shape) {
+    if (array.dtype() == nb::dtype<T>() && has_shape(array, shape) && is_contiguous(array) &&
+        array.device_type() == nb::device::cpu::value) {
+        return;
+    }
+    const std::string type = std::string(std::is_same_v<T, float> ? "float" : std::is_signed_v<T> ? "int" : "uint") +
+                             std::to_string(sizeof(T) * 8);
+    refuse(operation, "`", name, "` must be contiguous ", type, " of shape ", describe_shape(shape), ", not ",
+           is_contiguous(array) ? "contiguous " : "strided ", describe_type(array), " of shape ", describe_shape(array),
+           ".");
+}
+
+template <typename T>
+const T* checked(const char* operation, const char* name, const Input& array, std::initializer_list<size_t> shape) {
+    check_array<T>(operation, name, array, shape);
+    return static_cast<const T*>(array.data());
+}
+
+template <typename T>
+const T* checked(const char* operation, const char* name, const OptionalInput& array,
+                 std::initializer_list<size_t> shape) {
+    return array.has_value() ? checked<T>(operation, name, *array, shape) : nullptr;
+}
+
+template <typename T>
+T* checked(const char* operation, const char* name, const Output& array, std::initializer_list<size_t> shape) {
+    check_array<T>(operation, name, array, shape);
+    return static_cast<T*>(array.data());
+}
+
+template <typename Array>
+size_t num_rows(const Array& array) {
+    return array.ndim() == 0 ? 0 : array.shape(0);
+}
+
+template <typename T>
+void check_range(const char* operation, const char* name, const T* indices, size_t count, size_t limit) {
+    for (size_t i = 0; i < count; ++i) {
+        if (indices[i] >= 0 && static_cast<size_t>(indices[i]) < limit) continue;
+        refuse(operation, "`", name, "` holds ", std::to_string(indices[i]), "; it must lie in 0…",
+               std::to_string(limit - 1), ".");
+    }
+}
+
+// The sizes that the key/value cache and the head counts fix.
+struct Heads {
+    size_t num_heads;
+    size_t num_kv_heads;
+    size_t head_dim;
+    size_t num_blocks;
+    size_t block_size;
+    CacheType type;
+
+    size_t qkv_width() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
+};
+
+template <typename Array>
+std::optional<CacheType> cache_type(const Array& cache) {
+    if (cache.dtype() == nb::dtype<float>()) return CacheType::kFloat32;
+    if (cache.dtype() == nb::dtype<uint16_t>()) return CacheType::kBfloat16;
+    if (cache.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && cache.dtype().bits == 16) {
+        return CacheType::kFloat16;
+    }
+    return std::nullopt;
+}
+
+template <typename Array>
+Heads check_heads(const char* operation, int64_t num_heads, int64_t num_kv_heads, const Array& k_cache,
+                  const Array& v_cache) {
+    constexpr int64_t kMostHeads = 1 << 16;
+    if (num_heads < 1 || num_kv_heads < 1 || num_heads > kMostHeads || num_heads % num_kv_heads != 0) {
+        refuse(operation, std::to_string(num_heads), " query heads cannot share ", std::to_string(num_kv_heads),
+               " key/value heads evenly.");
+    }
+    const std::optional<CacheType> type = cache_type(k_cache);
+    if (!type.has_value() || k_cache.ndim() != 4 || k_cache.size() == 0 || !is_contiguous(k_cache) ||
+        k_cache.shape(1) != static_cast<size_t>(num_kv_heads) || k_cache.device_type() != nb::device::cpu::value) {
+        refuse(operation, "`k_cache` must be contiguous float32, float16 or uint16 (bfloat16) of shape [blocks, ",
+               std::to_string(num_kv_heads), ", block size, head width], not ", describe_type(k_cache), " of shape ",
+               describe_shape(k_cache), ".");
+    }
+    if (!(v_cache.dtype() == k_cache.dtype()) || !is_contiguous(v_cache) ||
+        v_cache.device_type() != nb::device::cpu::value ||
+        !has_shape(v_cache, {k_cache.shape(0), k_cache.shape(1), k_cache.shape(2), k_cache.shape(3)})) {
+        refuse(operation, "`v_cache` must be like `k_cache`, ", describe_type(k_cache), " of shape ",
+               describe_shape(k_cache), ", not ", describe_type(v_cache), " of shape ", describe_shape(v_cache), ".");
+    }
+    if (k_cache.shape(3) % 2 != 0) {
+        refuse(operation, "the head width is ", std::to_string(k_cache.shape(3)),
+               "; rotary embedding needs an even one.");
+    }
+    return {static_cast<size_t>(num_heads), static_cast<size_t>(num_kv_heads), k_cache.shape(3), k_cache.shape(0),
+            k_cache.shape(2),               *type};
+}
+
+LinearJob check_linear(const char* operation, const Input& x, const PackedLinear& packed, const Output& out,
+                       size_t out_width, const OptionalInput& norm_weight, float eps) {
+    const size_t num_tokens = num_rows(x);
+    LinearJob job{};
+    job.x = checked<float>(operation, "x", x, {num_tokens, packed.in_features()});
+    job.norm_weight = checked<float>(operation, "norm_weight", norm_weight, {packed.in_features()});
+    job.eps = eps;
+    job.num_tokens = num_tokens;
+    job.in_features = packed.in_features();
+    job.bias = packed.bias();
+    job.out = checked<float>(operation, "out", out, {num_tokens, out_width});
+    job.out_stride = out_width;
+    return job;
+}
+
+using Matrix = std::tuple<uint32_t, size_t, size_t, Input>;  // GGUF type, rows, columns, bytes
+
+std::unique_ptr<PackedLinear> pack(Context& context, const std::vector<Matrix>& matrices, const OptionalInput& bias) {
+    if (matrices.empty()) refuse("pack", "needs at least one matrix.");
+    std::vector<StoredMatrix> stored;
+    size_t out_features = 0;
+    for (const auto& [type, rows, columns, data] : matrices) {
+        const size_t bytes = row_bytes(type, columns);
+        if (rows == 0 || columns == 0 || bytes == 0) {
+            refuse("pack", "a matrix of GGUF type ", std::to_string(type), " cannot have shape ",
+                   describe_shape({rows, columns}), ".");
+        }
+        if (columns != std::get<2>(matrices.front())) {
+            refuse("pack", "stacked matrices share their input width, not ", std::to_string(columns), " and ",
+                   std::to_string(std::get<2>(matrices.front())), ".");
+        }
+        const uint8_t* const start = checked<uint8_t>("pack", "data", data, {rows, bytes});
+        stored.push_back({static_cast<StorageType>(type), rows, columns, start});
+        out_features += rows;
+    }
+    const float* const bias_start = checked<float>("pack", "bias", bias, {out_features});
+    const nb::gil_scoped_release release;
+    return context.pack(stored, bias_start);
+}
+
+void linear(Context& context, const Input& x, const PackedLinear& packed, const Output& out,
+            const OptionalInput& norm_weight, float eps, bool accumulate) {
+    LinearJob job = check_linear("linear", x, packed, out, packed.out_features(), norm_weight, eps);
+    job.accumulate = accumulate;
+    const nb::gil_scoped_release release;
+    context.linear(job, packed);
+}
+
+void gate_up_silu(Context& context, const Input& x, const PackedLinear& packed, const Output& out,
+                  const OptionalInput& norm_weight, float eps) {
+    const std::vector<Segment>& segments = packed.segments();
+    if (segments.size() != 2 || segments[0].rows != segments[1].rows) {
+        refuse("gate_up_silu", "needs weights packed from a gate and an up matrix of equal size.");
+    }
+    const LinearJob job = check_linear("gate_up_silu", x, packed, out, segments[0].rows, norm_weight, eps);
+    const nb::gil_scoped_release release;
+    context.gate_up_silu(job, packed);
+}
+
+void rms_norm(Context& context, const Input& x, const Input& weight, float eps, const Output& out) {
+    const size_t rows = num_rows(x);
+    const size_t width = x.ndim() < 2 ? 0 : x.shape(1);
+    NormJob job{};
+    job.x = checked<float>("rms_norm", "x", x, {rows, width});
+    job.weight = checked<float>("rms_norm", "weight", weight, {width});
+    job.eps = eps;
+    job.width = width;
+    job.out = checked<float>("rms_norm", "out", out, {rows, width});
+    const nb::gil_scoped_release release;
+    context.rms_norm(job, rows);
+}
+
+void rope_and_write_kv(Context& context, const Output& qkv, int64_t num_heads, int64_t num_kv_heads,
+                       const OptionalInput& q_norm, const OptionalInput& k_norm, float eps, const Input& cos,
+                       const Input& sin, const Input& slot_mapping, const Output& k_cache, const Output& v_cache) {
+    const char* const operation = "rope_and_write_kv";
+    const Heads heads = check_heads(operation, num_heads, num_kv_heads, k_cache, v_cache);
+    const size_t num_tokens = num_rows(qkv);
+    RopeJob job{};
+    job.qkv = checked<float>(operation, "qkv", qkv, {num_tokens, heads.qkv_width()});
+    job.num_heads = heads.num_heads;
+    job.num_kv_heads = heads.num_kv_heads;
+    job.head_dim = heads.head_dim;
+    job.q_norm = checked<float>(operation, "q_norm", q_norm, {heads.head_dim});
+    job.k_norm = checked<float>(operation, "k_norm", k_norm, {heads.head_dim});
+    job.eps = eps;
+    job.cos = checked<float>(operation, "cos", cos, {num_tokens, heads.head_dim / 2});
+    job.sin = checked<float>(operation, "sin", sin, {num_tokens, heads.head_dim / 2});
+    job.slot_mapping = checked<int64_t>(operation, "slot_mapping", slot_mapping, {num_tokens});
+    check_range(operation, "slot_mapping", job.slot_mapping, num_tokens, heads.num_blocks * heads.block_size);
+    job.k_cache = k_cache.data();
+    job.v_cache = v_cache.data();
+    job.block_size = heads.block_size;
+    const nb::gil_scoped_release release;
+    context.rope_and_write_kv(job, heads.type, num_tokens);
+}
+
+void check_sequences(const AttentionJob& job, const Heads& heads, size_t num_sequences, size_t num_tokens) {
+    const size_t most_keys = job.max_blocks * heads.block_size;
+    if (job.query_start[0] != 0 || job.query_start[num_sequences] != static_cast<int64_t>(num_tokens)) {
+        refuse("attend", "`query_start` must rise from 0 to ", std::to_string(num_tokens), ", the rows of `qkv`.");
+    }
+    for (size_t i = 0; i < num_sequences; ++i) {
+        const int64_t num_queries = static_cast<int64_t>(job.query_start[i + 1]) - job.query_start[i];
+        if (num_queries < 0) refuse("attend", "`query_start` must not fall; it does after entry ", std::to_string(i), ".");
+        const int64_t length = job.kv_len[i];
+        if (length < num_queries || static_cast<size_t>(length) > most_keys) {
+            refuse("attend", "`kv_len` of sequence ", std::to_string(i), " is ", std::to_string(length),
+                   "; it must lie between its ", std::to_string(num_queries), " queries and ", std::to_string(most_keys),
+                   ", what its row of `block_table` can hold.");
+        }
+        const size_t num_blocks = (static_cast<size_t>(length) + heads.block_size - 1) / heads.block_size;
+        check_range("attend", "block_table", job.block_table + i * job.max_blocks, num_blocks, heads.num_blocks);
+    }
+}
+
+void attend(Context& context, const Input& qkv, int64_t num_heads, int64_t num_kv_heads, const Input& k_cache,
+            const Input& v_cache, const Input& query_start, const Input& kv_len, const Input& block_table, float scale,
+            const Output& out) {
+    const Heads heads = check_heads("attend", num_heads, num_kv_heads, k_cache, v_cache);
+    const size_t num_tokens = num_rows(qkv);
+    const size_t num_sequences = num_rows(kv_len);
+    AttentionJob job{};
+    job.qkv = checked<float>("attend", "qkv", qkv, {num_tokens, heads.qkv_width()});
+    job.num_heads = heads.num_heads;
+    job.num_kv_heads = heads.num_kv_heads;
+    job.head_dim = heads.head_dim;
+    job.k_cache = k_cache.data();
+    job.v_cache = v_cache.data();
+    job.block_size = heads.block_size;
+    job.query_start = checked<int32_t>("attend", "query_start", query_start, {num_sequences + 1});
+    job.kv_len = checked<int32_t>("attend", "kv_len", kv_len, {num_sequences});
+    job.max_blocks = block_table.ndim() < 2 ? 0 : block_table.shape(1);
+    job.block_table = checked<int32_t>("attend", "block_table", block_table, {num_sequences, job.max_blocks});
+    job.scale = scale;
+    job.out = checked<float>("attend", "out", out, {num_tokens, heads.num_heads * heads.head_dim});
+    check_sequences(job, heads, num_sequences, num_tokens);
+    const nb::gil_scoped_release release;
+    context.attend(job, heads.type, num_sequences);
+}
+
+std::vector<std::string> supported_isas() {
+    std::vector<std::string> names;
+    for (const char* const name : {"avx512", "avx2", "scalar"}) {
+        if (find_kernels(name) != nullptr) names.emplace_back(name);
+    }
+    return names;
+}
+
+void create_context(Context* place, int64_t num_threads, const std::string& isa) {
+    if (num_threads < 1 || num_threads > static_cast<int64_t>(ThreadPool::kMaxThreads)) {
+        refuse("kernels", "the number of threads is ", std::to_string(num_threads), "; it must lie in 1…",
+               std::to_string(ThreadPool::kMaxThreads), ".");
+    }
+    const KernelTable* const kernels = find_kernels(isa.c_str());
+    if (kernels == nullptr) {
+        std::string choices;
+        for (const std::string& name : supported_isas()) choices += (choices.empty() ? "" : ", ") + name;
+        refuse("kernels", "this processor cannot run `", isa, "`; it can run ", choices, ".");
+    }
+    new (place) Context(static_cast<size_t>(num_threads), *kernels);
+}
+
+}  // namespace
+}  // namespace qwenstack
+
+NB_MODULE(_native, module) {
+    using namespace qwenstack;
+    module.def("supported_isas", &supported_isas);
+    nb::class_<PackedLinear>(module, "PackedLinear")
+        .def_prop_ro("in_features", &PackedLinear::in_features)
+        .def_prop_ro("out_features", &PackedLinear::out_features)
+        .def_prop_ro("num_bytes", &PackedLinear::num_bytes);
+    nb::class_<Context>(module, "Context")
+        .def("__init__", &create_context)
+        .def("pack", &pack, nb::arg("matrices"), nb::arg("bias").none())
+        .def("linear", &linear, nb::arg("x").noconvert(), nb::arg("packed"), nb::arg("out").noconvert(),
+             nb::arg("norm_weight").noconvert().none(), nb::arg("eps"), nb::arg("accumulate"))
+        .def("gate_up_silu", &gate_up_silu, nb::arg("x").noconvert(), nb::arg("packed"), nb::arg("out").noconvert(),
+             nb::arg("norm_weight").noconvert().none(), nb::arg("eps"))
+        .def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("eps"),
+             nb::arg("out").noconvert())
+        .def("rope_and_write_kv", &rope_and_write_kv, nb::arg("qkv").noconvert(), nb::arg("num_heads"),
+             nb::arg("num_kv_heads"), nb::arg("q_norm").noconvert().none(), nb::arg("k_norm").noconvert().none(),
+             nb::arg("eps"), nb::arg("cos").noconvert(), nb::arg("sin").noconvert(),
+             nb::arg("slot_mapping").noconvert(), nb::arg("k_cache").noconvert(), nb::arg("v_cache").noconvert())
+        .def("attend", &attend, nb::arg("qkv").noconvert(), nb::arg("num_heads"), nb::arg("num_kv_heads"),
+             nb::arg("k_cache").noconvert(), nb::arg("v_cache").noconvert(), nb::arg("query_start").noconvert(),
+             nb::arg("kv_len").noconvert(), nb::arg("block_table").noconvert(), nb::arg("scale"),
+             nb::arg("out").noconvert());
+}

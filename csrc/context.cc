@@ -1,0 +1,151 @@
+#include "context.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+namespace qwenstack {
+namespace {
+
+constexpr size_t kCacheLineBytes = 64;
+
+// Up to this many tokens the product is limited by reading weights; parts are then runs of about kPartBytes, long enough
+// to hide the cost of claiming one.
+constexpr size_t kFewTokens = 4;
+constexpr size_t kManyTokensTiles = 2;
+constexpr size_t kPartBytes = size_t{64} << 10;
+// Rows (query heads of queries) that share one pass over the keys: their results fit the first-level cache.
+constexpr size_t kAttentionRows = 32;
+
+size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+bool has_kind(const PackedLinear& packed, bool quantized) {
+    return std::any_of(packed.segments().begin(), packed.segments().end(), [&](const Segment& segment) {
+        return (segment.kind == WeightKind::kQuantized) == quantized;
+    });
+}
+
+}  // namespace
+
+uint8_t* ScratchMemory::reserve(size_t size) {
+    if (size > size_) {
+        const size_t rounded = round_up(size, kCacheLineBytes);
+        data_.reset();
+        size_ = 0;
+        data_.reset(static_cast<uint8_t*>(std::aligned_alloc(kCacheLineBytes, rounded)));
+        if (data_ == nullptr) throw std::bad_alloc();
+        size_ = rounded;
+    }
+    return data_.get();
+}
+
+void ScratchMemory::Free::operator()(uint8_t* data) const noexcept { std::free(data); }
+
+uint8_t* Context::reserve_thread_scratch(size_t size) {
+    scratch_stride_ = round_up(size, kCacheLineBytes);
+    scratch_base_ = scratch_.reserve(scratch_stride_ * pool_.num_threads());
+    return scratch_base_;
+}
+
+std::unique_ptr<PackedLinear> Context::pack(const std::vector<StoredMatrix>& matrices, const float* bias) {
+    const std::lock_guard lock(mutex_);
+    return std::make_unique<PackedLinear>(matrices, bias, pool_);
+}
+
+void Context::rms_norm(const NormJob& job, size_t num_rows) {
+    const std::lock_guard lock(mutex_);
+    pool_.run(num_rows, [&](size_t row, size_t) { kernels_.rms_norm_row(job, row); });
+}
+
+void Context::prepare_activations(LinearJob& job, const PackedLinear& packed) {
+    if (has_kind(packed, false)) {
+        job.normed = job.x;
+        if (job.norm_weight != nullptr) {
+            auto* const normed =
+                reinterpret_cast<float*>(normed_.reserve(job.num_tokens * job.in_features * sizeof(float)));
+            const NormJob norm{job.x, job.norm_weight, job.eps, job.in_features, normed};
+            pool_.run(job.num_tokens, [&](size_t row, size_t) { kernels_.rms_norm_row(norm, row); });
+            job.normed = normed;
+        }
+    }
+    if (has_kind(packed, true)) {
+        const size_t groups = job.in_features / kGroupColumns;
+        uint8_t* const activations = activations_.reserve(job.num_tokens * groups * kActivationGroupBytes);
+        const size_t block_tokens = kernels_.block_tokens;
+        const size_t num_blocks = (job.num_tokens + block_tokens - 1) / block_tokens;
+        pool_.run(num_blocks, [&](size_t block, size_t) {
+            const size_t first_token = block * block_tokens;
+            const size_t num_tokens = std::min(block_tokens, job.num_tokens - first_token);
+            kernels_.quantize_block(job, first_token, num_tokens, activations);
+        });
+        job.activations = activations;
+    }
+}
+
+void Context::split_tiles(const LinearJob& job, const Segment& segment, size_t first_token, size_t num_tokens) {
+    const size_t tiles_per_part =
+        job.num_tokens <= kFewTokens ? std::max<size_t>(1, kPartBytes / segment.tile_bytes) : kManyTokensTiles;
+    for (size_t tile = 0; tile < segment.num_tiles; tile += tiles_per_part) {
+        const size_t num_tiles = std::min(tiles_per_part, segment.num_tiles - tile);
+        linear_parts_.push_back({&segment, {tile, num_tiles, first_token, num_tokens}});
+    }
+}
+
+void Context::linear(LinearJob job, const PackedLinear& packed) {
+    const std::lock_guard lock(mutex_);
+    prepare_activations(job, packed);
+    reserve_thread_scratch(kernels_.linear_scratch_bytes());
+    linear_parts_.clear();
+    for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
+        const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - token);
+        for (const Segment& segment : packed.segments()) split_tiles(job, segment, token, num_tokens);
+    }
+    pool_.run(linear_parts_.size(), [&](size_t index, size_t thread) {
+        const LinearPart& part = linear_parts_[index];
+        kernels_.linear(job, *part.segment, part.range, thread_scratch(thread));
+    });
+}
+
+void Context::gate_up_silu(LinearJob job, const PackedLinear& packed) {
+    const std::lock_guard lock(mutex_);
+    prepare_activations(job, packed);
+    reserve_thread_scratch(kernels_.linear_scratch_bytes());
+    const Segment& gate = packed.segments()[0];
+    const Segment& up = packed.segments()[1];
+    linear_parts_.clear();
+    for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
+        split_tiles(job, gate, token, std::min(kMaxRangeTokens, job.num_tokens - token));
+    }
+    pool_.run(linear_parts_.size(), [&](size_t index, size_t thread) {
+        kernels_.gate_up_silu(job, gate, up, linear_parts_[index].range, thread_scratch(thread));
+    });
+}
+
+void Context::rope_and_write_kv(const RopeJob& job, CacheType type, size_t num_tokens) {
+    const std::lock_guard lock(mutex_);
+    pool_.run(num_tokens, [&](size_t token, size_t) { kernels_.rope_and_write_kv(job, type, token); });
+}
+
+void Context::attend(const AttentionJob& job, CacheType type, size_t num_sequences) {
+    const std::lock_guard lock(mutex_);
+    const size_t group = job.num_heads / job.num_kv_heads;
+    const size_t max_queries = std::max<size_t>(1, kAttentionRows / group);
+    attention_parts_.clear();
+    for (size_t sequence = 0; sequence < num_sequences; ++sequence) {
+        const size_t num_queries = static_cast<size_t>(job.query_start[sequence + 1] - job.query_start[sequence]);
+        const size_t num_parts = (num_queries + max_queries - 1) / max_queries;
+        for (size_t part = num_parts; part-- > 0;) {  // late queries see most keys: the longest work comes first
+            const size_t first_query = part * max_queries;
+            for (size_t kv_head = 0; kv_head < job.num_kv_heads; ++kv_head) {
+                attention_parts_.push_back(
+                    {sequence, kv_head, first_query, std::min(max_queries, num_queries - first_query)});
+            }
+        }
+    }
+    reserve_thread_scratch(kernels_.attention_scratch_bytes(job, max_queries));
+    pool_.run(attention_parts_.size(), [&](size_t index, size_t thread) {
+        kernels_.attend(job, type, attention_parts_[index], thread_scratch(thread));
+    });
+}
+
+}  // namespace qwenstack

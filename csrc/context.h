@@ -1,0 +1,65 @@
+// The operations, split over a pool of threads. One operation runs at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernel_table.h"
+#include "packed_linear.h"
+#include "thread_pool.h"
+
+namespace qwenstack {
+
+// Memory that only ever grows, aligned to cache lines; its contents are lost when it grows.
+class ScratchMemory {
+public:
+    uint8_t* reserve(size_t size);
+
+private:
+    struct Free {
+        void operator()(uint8_t* data) const noexcept;
+    };
+    std::unique_ptr<uint8_t, Free> data_;
+    size_t size_ = 0;
+};
+
+class Context {
+public:
+    Context(size_t num_threads, const KernelTable& kernels) : kernels_(kernels), pool_(num_threads) {}
+
+    // Arguments are those of the jobs in kernel_table.h; fields that the context fills in itself may be left out. All
+    // functions may throw std::bad_alloc and then have changed nothing.
+    std::unique_ptr<PackedLinear> pack(const std::vector<StoredMatrix>& matrices, const float* bias);
+    void rms_norm(const NormJob& job, size_t num_rows);
+    void linear(LinearJob job, const PackedLinear& packed);
+    void gate_up_silu(LinearJob job, const PackedLinear& packed);
+    void rope_and_write_kv(const RopeJob& job, CacheType type, size_t num_tokens);
+    void attend(const AttentionJob& job, CacheType type, size_t num_sequences);
+
+private:
+    struct LinearPart {
+        const Segment* segment;
+        TileRange range;
+    };
+
+    void prepare_activations(LinearJob& job, const PackedLinear& packed);
+    void split_tiles(const LinearJob& job, const Segment& segment, size_t first_token, size_t num_tokens);
+    uint8_t* reserve_thread_scratch(size_t size);
+    uint8_t* thread_scratch(size_t thread) const { return scratch_base_ + thread * scratch_stride_; }
+
+    std::mutex mutex_;
+    const KernelTable& kernels_;
+    ThreadPool pool_;
+    ScratchMemory activations_;
+    ScratchMemory normed_;
+    ScratchMemory scratch_;
+    uint8_t* scratch_base_ = nullptr;
+    size_t scratch_stride_ = 0;
+    std::vector<LinearPart> linear_parts_;
+    std::vector<AttentionPart> attention_parts_;
+};
+
+}  // namespace qwenstack

@@ -1,0 +1,267 @@
+// Causal grouped-query attention of a few queries over the blocks of one sequence.
+//
+// Keys come in chunks of 32 by absolute position, whatever the block size and however many queries are computed. For
+// each query head and chunk, with the running maximum m, weights l (16 lanes, key modulo 16) and result o:
+//
+//   s_j = (q · k_j) · scale             a chain of fused multiply-adds over the head's columns
+//   m'  = max(m, max_j s_j);  c = e^(m - m')
+//   p_j = e^(s_j - m')                  0 for keys that the query may not see
+//   l   = l · c + (p_j + p_(j+16));  o = o · c, then o += p_j · v_j for each key it may see, in order
+//
+// and at the end o / Σ l. A query's result is so the same whichever queries are computed beside it.
+// Source: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Ainslie et al. 2023, arXiv:2305.13245.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../kernel_table.h"
+
+namespace qwenstack {
+namespace {
+
+static constexpr size_t kChunkKeys = 32;
+static constexpr size_t kRowsTogether = 4;
+
+QWENSTACK_INLINE size_t round_up_to_lanes(size_t count) { return (count + 15) / 16 * 16; }
+
+// What one thread works with. A row is a query head of a query.
+struct AttentionScratch {
+    float* keys;     // [head_dim, 32]: the chunk's keys, transposed
+    float* values;   // [32, padded head_dim]
+    float* results;  // [rows, padded head_dim]
+    float* weights;  // [rows, 16]
+    float* maxima;   // [rows]
+    float* shares;   // [kRowsTogether, 32]: the p_j
+
+    AttentionScratch(uint8_t* memory, size_t padded, size_t num_rows) {
+        keys = reinterpret_cast<float*>(memory);
+        values = keys + padded * kChunkKeys;
+        results = values + padded * kChunkKeys;
+        weights = results + padded * num_rows;
+        shares = weights + 16 * num_rows;
+        maxima = shares + kRowsTogether * kChunkKeys;
+    }
+};
+
+inline size_t attention_scratch_bytes(const AttentionJob& job, size_t max_queries) {
+    const size_t padded = round_up_to_lanes(job.head_dim);
+    const size_t num_rows = max_queries * (job.num_heads / job.num_kv_heads);
+    return sizeof(float) * (2 * padded * kChunkKeys + (padded + 16 + 1) * num_rows + kRowsTogether * kChunkKeys);
+}
+
+// One row's view of the chunk: its query, and how many of the chunk's keys it may see.
+struct AttentionRow {
+    const float* query;
+    size_t num_visible;
+};
+
+class AttentionOfPart {
+public:
+    AttentionOfPart(const AttentionJob& job, CacheType type, const AttentionPart& part, uint8_t* memory)
+        : job_(job),
+          type_(type),
+          part_(part),
+          group_(job.num_heads / job.num_kv_heads),
+          padded_(round_up_to_lanes(job.head_dim)),
+          num_rows_(part.num_queries * group_),
+          scratch_(memory, padded_, num_rows_) {
+        const size_t num_queries = static_cast<size_t>(job.query_start[part.sequence + 1] - job.query_start[part.sequence]);
+        first_position_ = static_cast<size_t>(job.kv_len[part.sequence]) - num_queries + part.first_query;
+        first_token_ = static_cast<size_t>(job.query_start[part.sequence]) + part.first_query;
+    }
+
+    void run() {
+        start_rows();
+        const size_t num_keys = first_position_ + part_.num_queries;
+        for (size_t first_key = 0; first_key < num_keys; first_key += kChunkKeys) {
+            const size_t count = num_keys - first_key < kChunkKeys ? num_keys - first_key : kChunkKeys;
+            with_cache_type(type_, [&]<CacheType kType>() { load_chunk<kType>(first_key, count); });
+            size_t row = first_key <= first_position_ ? 0 : (first_key - first_position_) * group_;
+            for (; row < num_rows_; row += kRowsTogether) {
+                const size_t left = num_rows_ - row;
+                with_count<kRowsTogether>(left < kRowsTogether ? left : kRowsTogether,
+                                          [&]<size_t kRows>() { add_chunk<kRows>(row, first_key); });
+            }
+        }
+        finish_rows();
+    }
+
+private:
+    void start_rows() {
+        const F32x16 zero = broadcast(0.0f);
+        for (size_t i = 0; i < num_rows_ * padded_; i += 16) store(scratch_.results + i, zero);
+        for (size_t row = 0; row < num_rows_; ++row) {
+            store(scratch_.weights + 16 * row, zero);
+            scratch_.maxima[row] = -__builtin_inff();
+        }
+    }
+
+    template <typename Value>
+    const Value* cached(const void* cache, size_t position) const {
+        const int32_t* const blocks = job_.block_table + part_.sequence * job_.max_blocks;
+        const size_t block = static_cast<size_t>(blocks[position / job_.block_size]);
+        return static_cast<const Value*>(cache) + cache_index(block, part_.kv_head, position % job_.block_size,
+                                                              job_.num_kv_heads, job_.block_size, job_.head_dim);
+    }
+
+    template <CacheType kType>
+    void load_chunk(size_t first_key, size_t num_keys) {
+        for (size_t key = 0; key < num_keys; ++key) {
+            const auto* const value = cached<typename CacheValue<kType>::Type>(job_.v_cache, first_key + key);
+            for (size_t i = 0; i < job_.head_dim; i += 16) {
+                store(scratch_.values + key * padded_ + i, load_cached<kType>(value + i, job_.head_dim - i));
+            }
+        }
+        for (size_t start = 0; start < kChunkKeys; start += 16) load_transposed_keys<kType>(first_key, start, num_keys);
+    }
+
+    template <CacheType kType>
+    void load_transposed_keys(size_t first_key, size_t start, size_t num_keys) {
+        using Value = typename CacheValue<kType>::Type;
+        const Value* keys[16];
+        for (size_t key = 0; key < 16; ++key) {
+            keys[key] = start + key < num_keys ? cached<Value>(job_.k_cache, first_key + start + key) : nullptr;
+        }
+        for (size_t i = 0; i < job_.head_dim; i += 16) {
+            F32x16 rows[16];
+            for (size_t key = 0; key < 16; ++key) {
+                rows[key] = keys[key] == nullptr ? broadcast(0.0f) : load_cached<kType>(keys[key] + i, job_.head_dim - i);
+            }
+            transpose(rows);
+            for (size_t column = 0; column < 16; ++column) {
+                store(scratch_.keys + (i + column) * kChunkKeys + start, rows[column]);
+            }
+        }
+    }
+
+    AttentionRow row_at(size_t row, size_t first_key) const {
+        const size_t query = row / group_;
+        const size_t head = part_.kv_head * group_ + row % group_;
+        const size_t width = (job_.num_heads + 2 * job_.num_kv_heads) * job_.head_dim;
+        const size_t num_visible = first_position_ + query + 1 - first_key;
+        return {job_.qkv + (first_token_ + query) * width + head * job_.head_dim,
+                num_visible < kChunkKeys ? num_visible : kChunkKeys};
+    }
+
+    template <size_t kRows>
+    QWENSTACK_INLINE void add_chunk(size_t first_row, size_t first_key) {
+        AttentionRow rows[kRows];
+        for (size_t r = 0; r < kRows; ++r) rows[r] = row_at(first_row + r, first_key);
+        F32x16 scores[kRows][2];
+        for (size_t r = 0; r < kRows; ++r) scores[r][0] = scores[r][1] = broadcast(0.0f);
+        for (size_t i = 0; i < job_.head_dim; ++i) {
+            const F32x16 low = load(scratch_.keys + i * kChunkKeys);
+            const F32x16 high = load(scratch_.keys + i * kChunkKeys + 16);
+            for (size_t r = 0; r < kRows; ++r) {
+                const F32x16 query = broadcast(rows[r].query[i]);
+                scores[r][0] = fma(query, low, scores[r][0]);
+                scores[r][1] = fma(query, high, scores[r][1]);
+            }
+        }
+        F32x16 corrections[kRows];
+        for (size_t r = 0; r < kRows; ++r) {
+            corrections[r] = weigh(scores[r], rows[r].num_visible, first_row + r, scratch_.shares + r * kChunkKeys);
+        }
+        add_values<kRows>(first_row, rows, corrections);
+    }
+
+    // Turns a row's scores into shares, updates its maximum and weights, and returns what older results are worth.
+    QWENSTACK_INLINE F32x16 weigh(const F32x16 (&scores)[2], size_t num_visible, size_t row, float* shares) {
+        const I32x16 limit = broadcast_integer(static_cast<int32_t>(num_visible));
+        const I32x16 is_visible[2] = {is_greater(limit, lane_numbers()),
+                                      is_greater(limit, lane_numbers() + broadcast_integer(16))};
+        const I32x16 hidden = bits_of(broadcast(-__builtin_inff()));
+        F32x16 scaled[2];
+        for (int i = 0; i < 2; ++i) {
+            const F32x16 score = scores[i] * broadcast(job_.scale);
+            scaled[i] = float_of(select(is_visible[i], bits_of(score), hidden));
+        }
+        const F32x16 old_maximum = broadcast(scratch_.maxima[row]);
+        const F32x16 maximum = max(old_maximum, broadcast(largest(max(scaled[0], scaled[1]))));
+        const F32x16 correction = exponential(old_maximum - maximum);
+        F32x16 share[2];
+        for (int i = 0; i < 2; ++i) {
+            share[i] = float_of(bits_of(exponential(scaled[i] - maximum)) & is_visible[i]);
+            store(shares + 16 * i, share[i]);
+        }
+        float* const weights = scratch_.weights + 16 * row;
+        store(weights, fma(load(weights), correction, share[0] + share[1]));
+        scratch_.maxima[row] = largest(maximum);
+        return correction;
+    }
+
+    template <size_t kRows>
+    QWENSTACK_INLINE void add_values(size_t first_row, const AttentionRow (&rows)[kRows],
+                                     const F32x16 (&corrections)[kRows]) {
+        constexpr size_t kVectors = 4;
+        const size_t num_vectors = padded_ / 16;
+        for (size_t vector = 0; vector < num_vectors; vector += kVectors) {
+            const size_t left = num_vectors - vector;
+            with_count<kVectors>(left < kVectors ? left : kVectors, [&]<size_t kCount>() {
+                add_values_at<kRows, kCount>(first_row, rows, corrections, vector * 16);
+            });
+        }
+    }
+
+    template <size_t kRows, size_t kCount>
+    QWENSTACK_INLINE void add_values_at(size_t first_row, const AttentionRow (&rows)[kRows],
+                                        const F32x16 (&corrections)[kRows], size_t column) {
+        F32x16 sums[kRows][kCount];
+        for (size_t r = 0; r < kRows; ++r) {
+            for (size_t i = 0; i < kCount; ++i) {
+                sums[r][i] = load(scratch_.results + (first_row + r) * padded_ + column + 16 * i) * corrections[r];
+            }
+        }
+        // Later queries see more: the keys that all rows see, then for each row the rest.
+        const size_t seen_by_all = rows[0].num_visible;
+        for (size_t key = 0; key < seen_by_all; ++key) {
+            F32x16 value[kCount];
+            for (size_t i = 0; i < kCount; ++i) value[i] = load(scratch_.values + key * padded_ + column + 16 * i);
+            for (size_t r = 0; r < kRows; ++r) {
+                const F32x16 share = broadcast(scratch_.shares[r * kChunkKeys + key]);
+                for (size_t i = 0; i < kCount; ++i) sums[r][i] = fma(share, value[i], sums[r][i]);
+            }
+        }
+        for (size_t r = 0; r < kRows; ++r) {
+            for (size_t key = seen_by_all; key < rows[r].num_visible; ++key) {
+                const F32x16 share = broadcast(scratch_.shares[r * kChunkKeys + key]);
+                for (size_t i = 0; i < kCount; ++i) {
+                    sums[r][i] = fma(share, load(scratch_.values + key * padded_ + column + 16 * i), sums[r][i]);
+                }
+            }
+            for (size_t i = 0; i < kCount; ++i) {
+                store(scratch_.results + (first_row + r) * padded_ + column + 16 * i, sums[r][i]);
+            }
+        }
+    }
+
+    void finish_rows() {
+        for (size_t row = 0; row < num_rows_; ++row) {
+            const F32x16 total = broadcast(sum(load(scratch_.weights + 16 * row)));
+            const size_t head = part_.kv_head * group_ + row % group_;
+            float* const out =
+                job_.out + ((first_token_ + row / group_) * job_.num_heads + head) * job_.head_dim;
+            for (size_t i = 0; i < job_.head_dim; i += 16) {
+                store_first(out + i, load(scratch_.results + row * padded_ + i) / total, job_.head_dim - i);
+            }
+        }
+    }
+
+    const AttentionJob& job_;
+    const CacheType type_;
+    const AttentionPart& part_;
+    const size_t group_;
+    const size_t padded_;
+    const size_t num_rows_;
+    AttentionScratch scratch_;
+    size_t first_position_;  // of the part's first query
+    size_t first_token_;
+};
+
+inline void attend(const AttentionJob& job, CacheType type, const AttentionPart& part, uint8_t* scratch) {
+    AttentionOfPart(job, type, part, scratch).run();
+}
+
+}  // namespace
+}  // namespace qwenstack

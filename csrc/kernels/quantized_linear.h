@@ -1,0 +1,327 @@
+// Products of quantised weights with int8 activations.
+//
+// For each output row, groups of 32 columns in ascending order (for types with two scales per group: its halves):
+//
+//   dot     = Σ code · q - zero · Σ q                    exact in int32
+//   result += float(dot) · (scale · activation_scale)    one fused multiply-add
+//   result += offset · (activation_scale · Σ q)          one fused multiply-add, types with offsets
+//
+// A lane is an output row, so nothing is ever added across lanes, and a row's result is the same whichever tokens are
+// computed beside it. Few tokens read the packed tile directly; for many it is expanded once into bytes and floats,
+// which changes no bit because codes and scales are the same numbers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../kernel_table.h"
+
+namespace qwenstack {
+namespace {
+
+// Tiles that are multiplied together, of one format.
+struct TileSet {
+    const Segment* segment;  // of the first tile
+    size_t count;            // 1…kMaxTiles
+    const uint8_t* tile[kMaxTiles];
+};
+
+// 8-bit codes need a dot product that takes all unsigned bytes.
+static constexpr bool is_wide(const QuantizedFormat& format) { return format.code_bits == 8; }
+
+static constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+// How far ahead of the group in work memory is asked for: the hardware alone stops at page ends. Best of 1…16 KiB for
+// one token on a Xeon of 2.1 GHz (benches/kernel_linear.py, 2026-11-22): 9.9 → 12.8 GB/s a thread.
+static constexpr size_t kPrefetchBytes = 8192;
+
+// Reads a tile of weight_layout.h group by group.
+template <QuantizedFormat kFormat>
+class PackedTileReader {
+public:
+    QWENSTACK_INLINE explicit PackedTileReader(const uint8_t* tile = nullptr)
+        : at_(tile), scale_(broadcast(0.0f)), offset_(broadcast(0.0f)) {}
+
+    QWENSTACK_INLINE void start_group(size_t group) {
+        if constexpr (kFormat.two_level) {
+            if (group % kSuperBlockGroups != 0) return;
+            scale_ = load_half(reinterpret_cast<const uint16_t*>(at_));
+            if constexpr (kFormat.has_offsets) offset_ = load_half(reinterpret_cast<const uint16_t*>(at_) + kTileRows);
+            at_ += super_block_header_bytes(kFormat);
+        }
+    }
+    QWENSTACK_INLINE F32x16 scale(size_t half) const { return multiplier(at_, half, scale_); }
+    QWENSTACK_INLINE F32x16 offset(size_t half) const {  // of types with offsets
+        return kFormat.has_offsets ? multiplier(at_ + scale_bytes(kFormat), half, offset_) : broadcast(0.0f);
+    }
+
+    QWENSTACK_INLINE void read_codes(U8x64 (&quads)[kQuadsPerGroup]) const {
+        const uint8_t* const low = at_ + scale_bytes(kFormat) * (kFormat.has_offsets ? 2 : 1);
+        if constexpr (is_wide(kFormat)) {
+            for (size_t i = 0; i < kQuadsPerGroup; ++i) quads[i] = load_bytes(low + i * kQuadBytes);
+            return;
+        }
+        const U8x64 half_byte = broadcast_byte(15);
+        for (size_t i = 0; i < 4; ++i) {
+            const U8x64 both = load_bytes(low + i * kQuadBytes);
+            quads[i] = both & half_byte;
+            quads[i + 4] = shifted_bits<-4>(both, half_byte);
+        }
+        const uint8_t* const high = low + 4 * kQuadBytes;
+        if constexpr (kFormat.code_bits == 5) add_fifth_bits(load_bytes(high), quads);
+        if constexpr (kFormat.code_bits == 6) {
+            add_two_bits(load_bytes(high), quads);
+            add_two_bits(load_bytes(high + kQuadBytes), quads + 4);
+        }
+    }
+    QWENSTACK_INLINE void end_group() {
+        const uintptr_t ahead = reinterpret_cast<uintptr_t>(at_) + kPrefetchBytes;  // may lie beyond the weights
+        for (size_t i = 0; i < group_bytes(kFormat); i += 64) __builtin_prefetch(reinterpret_cast<const void*>(ahead + i));
+        at_ += group_bytes(kFormat);
+    }
+
+private:
+    QWENSTACK_INLINE static F32x16 multiplier(const uint8_t* from, size_t half, F32x16 upper_level) {
+        if constexpr (!kFormat.two_level) return load_half(reinterpret_cast<const uint16_t*>(from));
+        return upper_level * load_int8(reinterpret_cast<const int8_t*>(from) + half * kTileRows);
+    }
+    QWENSTACK_INLINE static void add_fifth_bits(U8x64 bits, U8x64 (&quads)[kQuadsPerGroup]) {
+        const U8x64 fifth = broadcast_byte(16);
+        quads[0] = quads[0] | shifted_bits<4>(bits, fifth);
+        quads[1] = quads[1] | shifted_bits<3>(bits, fifth);
+        quads[2] = quads[2] | shifted_bits<2>(bits, fifth);
+        quads[3] = quads[3] | shifted_bits<1>(bits, fifth);
+        quads[4] = quads[4] | shifted_bits<0>(bits, fifth);
+        quads[5] = quads[5] | shifted_bits<-1>(bits, fifth);
+        quads[6] = quads[6] | shifted_bits<-2>(bits, fifth);
+        quads[7] = quads[7] | shifted_bits<-3>(bits, fifth);
+    }
+    QWENSTACK_INLINE static void add_two_bits(U8x64 bits, U8x64* quads) {
+        const U8x64 two = broadcast_byte(48);
+        quads[0] = quads[0] | shifted_bits<4>(bits, two);
+        quads[1] = quads[1] | shifted_bits<2>(bits, two);
+        quads[2] = quads[2] | shifted_bits<0>(bits, two);
+        quads[3] = quads[3] | shifted_bits<-2>(bits, two);
+    }
+
+    const uint8_t* at_;
+    F32x16 scale_, offset_;  // the super-block's
+};
+
+// Adds a group's (or half group's) sums for `kTokens` tokens to the results.
+template <bool kHasOffsets, size_t kTokens>
+QWENSTACK_INLINE void add_dots(const I32x16 (&dots)[kTokens], F32x16 scale, F32x16 offset, const ActivationGroup& group,
+                               size_t part, F32x16 (&results)[kTokens]) {
+#pragma GCC unroll 8
+    for (size_t token = 0; token < kTokens; ++token) {
+        results[token] = fma(to_float(dots[token]), scale * broadcast(group.scale(token)), results[token]);
+        if constexpr (kHasOffsets) results[token] = fma(offset, broadcast(group.scaled_sum(part, token)), results[token]);
+    }
+}
+
+// What a sum starts from: the codes' zero times all activations. Types with offsets have no zero.
+template <bool kHasOffsets>
+QWENSTACK_INLINE I32x16 first_dot(const ActivationGroup& group, size_t part, size_t token, int32_t zero) {
+    return broadcast_integer(kHasOffsets ? 0 : zero * group.minus_sum(part, token));
+}
+
+// Multiplies a packed tile with a block of `kTokens` tokens; products [kTokens][16 rows].
+template <QuantizedFormat kFormat, size_t kTokens>
+void multiply_packed_tile(const uint8_t* tile, size_t num_groups, int32_t zero, const uint8_t* activations,
+                          float* products) {
+    constexpr size_t kScales = kFormat.scales_per_group;
+    constexpr size_t kQuadsPerScale = kQuadsPerGroup / kScales;
+    F32x16 results[kTokens];
+    for (size_t token = 0; token < kTokens; ++token) results[token] = broadcast(0.0f);
+    PackedTileReader<kFormat> reader(tile);
+    for (size_t index = 0; index < num_groups; ++index) {
+        const ActivationGroup group{activations + index * kTokens * kActivationGroupBytes, kTokens};
+        reader.start_group(index);
+        U8x64 quads[kQuadsPerGroup];
+        reader.read_codes(quads);
+        for (size_t half = 0; half < kScales; ++half) {
+            const size_t part = kScales == 1 ? 0 : 1 + half;
+            I32x16 dots[kTokens];
+            for (size_t token = 0; token < kTokens; ++token) {
+                dots[token] = first_dot<kFormat.has_offsets>(group, part, token, zero);
+            }
+#pragma GCC unroll 8
+            for (size_t i = half * kQuadsPerScale; i < (half + 1) * kQuadsPerScale; ++i) {
+#pragma GCC unroll 8
+                for (size_t token = 0; token < kTokens; ++token) {  // tokens inside: their sums do not wait for each other
+                    dots[token] = dot4<is_wide(kFormat)>(dots[token], quads[i], group.codes(token) + 4 * i);
+                }
+            }
+            add_dots<kFormat.has_offsets>(dots, reader.scale(half), reader.offset(half), group, part, results);
+        }
+        reader.end_group();
+    }
+    for (size_t token = 0; token < kTokens; ++token) store(products + token * kTileRows, results[token]);
+}
+
+// A run of groups of a tile with codes as bytes and scales as float32: for each group the scales, the offsets, the quads.
+static constexpr size_t kVectorBytes = kTileRows * sizeof(float);
+
+static constexpr size_t expanded_codes_at(const QuantizedFormat& format) {
+    return kVectorBytes * format.scales_per_group * (format.has_offsets ? 2 : 1);
+}
+static constexpr size_t expanded_group_bytes(const QuantizedFormat& format) {
+    return expanded_codes_at(format) + kQuadsPerGroup * kQuadBytes;
+}
+
+// Groups that are expanded at a time, whole super-blocks: the runs of all tiles together fit the first-level cache.
+static constexpr size_t kRunGroups = 32;
+static constexpr size_t kMaxRunBytes = kRunGroups * expanded_group_bytes(kFormatQ2_K);
+static_assert(kRunGroups % kSuperBlockGroups == 0);
+
+template <QuantizedFormat kFormat>
+void expand_groups(PackedTileReader<kFormat>& reader, size_t num_groups, uint8_t* to) {
+    for (size_t group = 0; group < num_groups; ++group) {
+        reader.start_group(group);
+        float* const vectors = reinterpret_cast<float*>(to);
+        for (size_t half = 0; half < kFormat.scales_per_group; ++half) {
+            store(vectors + half * kTileRows, reader.scale(half));
+            if constexpr (kFormat.has_offsets) {
+                store(vectors + (kFormat.scales_per_group + half) * kTileRows, reader.offset(half));
+            }
+        }
+        U8x64 quads[kQuadsPerGroup];
+        reader.read_codes(quads);
+        for (size_t i = 0; i < kQuadsPerGroup; ++i) store_bytes(to + expanded_codes_at(kFormat) + i * kQuadBytes, quads[i]);
+        reader.end_group();
+        to += expanded_group_bytes(kFormat);
+    }
+}
+
+// Multiplies the runs of `kTiles` tiles, kMaxRunBytes apart, with a block of `kTokens` tokens and adds to the products
+// [kTiles][kMaxRangeTokens][16 rows]; several tiles share each broadcast of activations.
+template <QuantizedFormat kFormat, size_t kTiles, size_t kTokens>
+void add_expanded_products(const uint8_t* runs, size_t num_groups, int32_t zero, const uint8_t* activations,
+                           float* products) {
+    constexpr bool kHasOffsets = kFormat.has_offsets;
+    constexpr size_t kScales = kFormat.scales_per_group;
+    constexpr size_t kQuadsPerScale = kQuadsPerGroup / kScales;
+    F32x16 results[kTiles][kTokens];
+    for (size_t tile = 0; tile < kTiles; ++tile) {
+        for (size_t token = 0; token < kTokens; ++token) {
+            results[tile][token] = load(products + (tile * kMaxRangeTokens + token) * kTileRows);
+        }
+    }
+    for (size_t index = 0; index < num_groups; ++index) {
+        const ActivationGroup group{activations + index * kTokens * kActivationGroupBytes, kTokens};
+        const uint8_t* const first = runs + index * expanded_group_bytes(kFormat);
+        for (size_t half = 0; half < kScales; ++half) {
+            const size_t part = kScales == 1 ? 0 : 1 + half;
+            I32x16 dots[kTiles][kTokens];
+#pragma GCC unroll 8
+            for (size_t token = 0; token < kTokens; ++token) {
+                const I32x16 start = first_dot<kHasOffsets>(group, part, token, zero);
+                for (size_t tile = 0; tile < kTiles; ++tile) dots[tile][token] = start;
+            }
+#pragma GCC unroll 8
+            for (size_t i = half * kQuadsPerScale; i < (half + 1) * kQuadsPerScale; ++i) {
+                U8x64 quads[kTiles];
+                for (size_t tile = 0; tile < kTiles; ++tile) {
+                    quads[tile] = load_bytes(first + tile * kMaxRunBytes + expanded_codes_at(kFormat) + i * kQuadBytes);
+                }
+#pragma GCC unroll 8
+                for (size_t token = 0; token < kTokens; ++token) {
+                    const int8_t* const codes = group.codes(token) + 4 * i;
+                    for (size_t tile = 0; tile < kTiles; ++tile) {
+                        dots[tile][token] = dot4<is_wide(kFormat)>(dots[tile][token], quads[tile], codes);
+                    }
+                }
+            }
+            for (size_t tile = 0; tile < kTiles; ++tile) {
+                const float* const vectors = reinterpret_cast<const float*>(first + tile * kMaxRunBytes);
+                const F32x16 scale = load(vectors + half * kTileRows);
+                const F32x16 offset = kHasOffsets ? load(vectors + (kScales + half) * kTileRows) : scale;
+                add_dots<kHasOffsets>(dots[tile], scale, offset, group, part, results[tile]);
+            }
+        }
+    }
+    for (size_t tile = 0; tile < kTiles; ++tile) {
+        for (size_t token = 0; token < kTokens; ++token) {
+            store(products + (tile * kMaxRangeTokens + token) * kTileRows, results[tile][token]);
+        }
+    }
+}
+
+// Calls `function.template operator()<format>()` with the format as a constant.
+template <typename Function>
+void with_format(const QuantizedFormat& format, Function function) {
+    if (format == kFormatQ4_0) return function.template operator()<kFormatQ4_0>();
+    if (format == kFormatQ4_1) return function.template operator()<kFormatQ4_1>();
+    if (format == kFormatQ5_0) return function.template operator()<kFormatQ5_0>();
+    if (format == kFormatQ5_1) return function.template operator()<kFormatQ5_1>();
+    if (format == kFormatQ8_0) return function.template operator()<kFormatQ8_0>();
+    if (format == kFormatQ2_K) return function.template operator()<kFormatQ2_K>();
+    if (format == kFormatQ3_K) return function.template operator()<kFormatQ3_K>();
+    if (format == kFormatQ4_K) return function.template operator()<kFormatQ4_K>();
+    if (format == kFormatQ5_K) return function.template operator()<kFormatQ5_K>();
+    return function.template operator()<kFormatQ6_K>();
+}
+
+// Calls `function.template operator()<n>()` for n = 1…kMost.
+template <size_t kMost, typename Function>
+void with_count(size_t count, Function function) {
+    if constexpr (kMost > 1) {
+        if (count < kMost) return with_count<kMost - 1>(count, function);
+    }
+    return function.template operator()<kMost>();
+}
+
+// Multiplies tiles of one format with up to a block of tokens, straight from their packed form.
+template <QuantizedFormat kFormat>
+void multiply_few_tokens(const LinearJob& job, const TileSet& tiles, const TileRange& range, float* products) {
+    const size_t num_groups = job.in_features / kGroupColumns;
+    const uint8_t* const activations = job.activations + range.first_token * num_groups * kActivationGroupBytes;
+    with_count<kBlockTokens>(range.num_tokens, [&]<size_t kTokens>() {
+        for (size_t i = 0; i < tiles.count; ++i) {
+            multiply_packed_tile<kFormat, kTokens>(tiles.tile[i], num_groups, tiles.segment->zero, activations,
+                                                   products + i * kMaxRangeTokens * kTileRows);
+        }
+    });
+}
+
+// Multiplies `kTiles` tiles of one format with any range of tokens, expanding them run by run.
+template <QuantizedFormat kFormat, size_t kTiles>
+void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const TileRange& range, uint8_t* runs,
+                          float* products) {
+    const size_t num_groups = job.in_features / kGroupColumns;
+    const size_t token_bytes = num_groups * kActivationGroupBytes;
+    PackedTileReader<kFormat> readers[kTiles];
+    for (size_t i = 0; i < kTiles; ++i) {
+        readers[i] = PackedTileReader<kFormat>(tiles.tile[i]);
+        std::memset(products + i * kMaxRangeTokens * kTileRows, 0, range.num_tokens * kVectorBytes);
+    }
+    for (size_t group = 0; group < num_groups; group += kRunGroups) {
+        const size_t run_groups = smaller(kRunGroups, num_groups - group);
+        for (size_t i = 0; i < kTiles; ++i) expand_groups<kFormat>(readers[i], run_groups, runs + i * kMaxRunBytes);
+        for (size_t token = 0; token < range.num_tokens; token += kBlockTokens) {
+            with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {
+                const uint8_t* const activations = job.activations + (range.first_token + token) * token_bytes +
+                                                   group * kTokens * kActivationGroupBytes;
+                add_expanded_products<kFormat, kTiles, kTokens>(runs, run_groups, tiles.segment->zero, activations,
+                                                                products + token * kTileRows);
+            });
+        }
+    }
+}
+
+// Multiplies tiles of one format with a range of tokens; products [tiles][kMaxRangeTokens][16 rows].
+inline void multiply_quantized_tiles(const LinearJob& job, const TileSet& tiles, const TileRange& range, uint8_t* runs,
+                                     float* products) {
+    with_format(tiles.segment->format, [&]<QuantizedFormat kFormat>() {
+        if (range.num_tokens <= kBlockTokens) {
+            multiply_few_tokens<kFormat>(job, tiles, range, products);
+        } else {
+            with_count<kMaxTiles>(tiles.count, [&]<size_t kTiles>() {
+                multiply_many_tokens<kFormat, kTiles>(job, tiles, range, runs, products);
+            });
+        }
+    });
+}
+
+}  // namespace
+}  // namespace qwenstack

@@ -1,0 +1,78 @@
+// Stacked weight matrices in the layout of weight_layout.h, and how they get there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "thread_pool.h"
+#include "weight_layout.h"
+
+namespace qwenstack {
+
+// GGUF's numbers of the storage types.
+enum class StorageType : uint32_t {
+    kF32 = 0,
+    kF16 = 1,
+    kQ4_0 = 2,
+    kQ4_1 = 3,
+    kQ5_0 = 6,
+    kQ5_1 = 7,
+    kQ8_0 = 8,
+    kQ2_K = 10,
+    kQ3_K = 11,
+    kQ4_K = 12,
+    kQ5_K = 13,
+    kQ6_K = 14,
+    kBF16 = 30,
+};
+
+// A matrix as a file stores it; rows × row_bytes(type, columns) bytes at `data`.
+struct StoredMatrix {
+    StorageType type;
+    size_t rows;
+    size_t columns;
+    const uint8_t* data;
+};
+
+// Bytes of a stored row, or 0 if the type is unknown or the row is not a whole number of blocks.
+size_t row_bytes(uint32_t type, size_t columns);
+
+// Memory in whole huge pages where there is enough of it: weights are read from front to back, and fewer page walks
+// leave more bandwidth.
+class WeightMemory {
+public:
+    explicit WeightMemory(size_t size);
+    uint8_t* data() const { return data_.get(); }
+    size_t size() const { return size_; }
+
+private:
+    struct Free {
+        void operator()(uint8_t* data) const noexcept;
+    };
+    std::unique_ptr<uint8_t, Free> data_;
+    size_t size_;
+};
+
+class PackedLinear {
+public:
+    // Copies the matrices and the bias (null, or one value for each row of all matrices) into the packed layout. Throws
+    // std::bad_alloc.
+    PackedLinear(const std::vector<StoredMatrix>& matrices, const float* bias, ThreadPool& pool);
+
+    const std::vector<Segment>& segments() const { return segments_; }
+    const float* bias() const { return bias_.empty() ? nullptr : bias_.data(); }
+    size_t in_features() const { return in_features_; }
+    size_t out_features() const { return out_features_; }
+    size_t num_bytes() const { return memory_.size() + bias_.size() * sizeof(float); }
+
+private:
+    size_t in_features_;
+    size_t out_features_;
+    std::vector<Segment> segments_;
+    WeightMemory memory_;
+    std::vector<float> bias_;
+};
+
+}  // namespace qwenstack

@@ -1,0 +1,62 @@
+// A few threads that share one job at a time.
+//
+// Chunks of a job are claimed one by one from an atomic counter, so a thread that lost its core holds up one chunk and
+// not its share of the whole job. The calling thread works too and returns when every chunk is done; it never waits for
+// a thread that has not claimed anything, so a job also ends if the other threads never come (after a fork, say).
+// Between jobs threads spin for a moment, because the next kernel usually follows at once, and then sleep.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace qwenstack {
+
+class ThreadPool {
+public:
+    static constexpr size_t kMaxThreads = 256;
+
+    // `num_threads` counts the calling thread.
+    explicit ThreadPool(size_t num_threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    size_t num_threads() const { return workers_.size() + 1; }
+
+    // Calls `work(chunk, thread)` for each chunk below `num_chunks` and returns when all calls have. `thread` is below
+    // `num_threads()` and differs between calls that run at the same time. `work` must not throw. One caller at a time,
+    // fewer than 2^32 chunks.
+    template <typename Work>
+    void run(size_t num_chunks, Work&& work) {
+        run_job(
+            num_chunks,
+            [](void* context, size_t chunk, size_t thread) {
+                (*static_cast<std::remove_reference_t<Work>*>(context))(chunk, thread);
+            },
+            &work);
+    }
+
+private:
+    using Function = void (*)(void* context, size_t chunk, size_t thread);
+
+    void run_job(size_t num_chunks, Function function, void* context);
+    bool work_on_one_chunk(size_t thread);
+    void work_until_stopped(size_t thread);
+
+    // Chunks of the current job in the high half, the next unclaimed one in the low half. A thread owns a chunk once its
+    // compare-and-swap has counted it: the job then cannot end before that chunk is done, so what is read after the
+    // claim belongs to the claimed job, however late the thread comes.
+    std::atomic<uint64_t> ticket_{0};
+    std::atomic<uint32_t> num_done_{0};
+    Function function_ = nullptr;
+    void* context_ = nullptr;
+    std::atomic<uint32_t> wakeups_{0};  // counts jobs; sleeping threads wait for a change
+    std::atomic<bool> stopping_{false};
+    std::vector<std::thread> workers_;
+};
+
+}  // namespace qwenstack
