@@ -34,10 +34,14 @@ template <typename... Parts>
 
 template <typename Array>
 bool is_contiguous(const Array& array) {
-    if (array.size() == 0) return true;  // strides of nothing mean nothing
+    if (array.size() == 0) {
+        return true;  // strides of nothing mean nothing
+    }
     int64_t stride = 1;
     for (size_t i = array.ndim(); i-- > 0;) {
-        if (array.shape(i) != 1 && array.stride(i) != stride) return false;
+        if (array.shape(i) != 1 && array.stride(i) != stride) {
+            return false;
+        }
         stride *= static_cast<int64_t>(array.shape(i));
     }
     return true;
@@ -46,7 +50,9 @@ bool is_contiguous(const Array& array) {
 template <typename Array>
 std::string describe_shape(const Array& array) {
     std::string text = "[";
-    for (size_t i = 0; i < array.ndim(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
+    for (size_t i = 0; i < array.ndim(); ++i) {
+        text += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
+    }
     return text + "]";
 }
 
@@ -59,16 +65,22 @@ std::string describe_type(const Array& array) {
 
 std::string describe_shape(std::initializer_list<size_t> shape) {
     std::string text = "[";
-    for (const size_t size : shape) text += (text.size() == 1 ? "" : ", ") + std::to_string(size);
+    for (const size_t size : shape) {
+        text += (text.size() == 1 ? "" : ", ") + std::to_string(size);
+    }
     return text + "]";
 }
 
 template <typename Array>
 bool has_shape(const Array& array, std::initializer_list<size_t> shape) {
-    if (array.ndim() != shape.size()) return false;
+    if (array.ndim() != shape.size()) {
+        return false;
+    }
     size_t axis = 0;
     for (const size_t size : shape) {
-        if (array.shape(axis++) != size) return false;
+        if (array.shape(axis++) != size) {
+            return false;
+        }
     }
     return true;
 }
@@ -79,7 +91,9 @@ void check_array(const char* operation, const char* name, const Array& array, st
         array.device_type() == nb::device::cpu::value) {
         return;
     }
-    const std::string type = std::string(std::is_same_v<T, float> ? "float" : std::is_signed_v<T> ? "int" : "uint") +
+    const std::string type = std::string(std::is_same_v<T, float> ? "float"
+                                         : std::is_signed_v<T>    ? "int"
+                                                                  : "uint") +
                              std::to_string(sizeof(T) * 8);
     refuse(operation, "`", name, "` must be contiguous ", type, " of shape ", describe_shape(shape), ", not ",
            is_contiguous(array) ? "contiguous " : "strided ", describe_type(array), " of shape ", describe_shape(array),
@@ -112,7 +126,9 @@ size_t num_rows(const Array& array) {
 template <typename T>
 void check_range(const char* operation, const char* name, const T* indices, size_t count, size_t limit) {
     for (size_t i = 0; i < count; ++i) {
-        if (indices[i] >= 0 && static_cast<size_t>(indices[i]) < limit) continue;
+        if (indices[i] >= 0 && static_cast<size_t>(indices[i]) < limit) {
+            continue;
+        }
         refuse(operation, "`", name, "` holds ", std::to_string(indices[i]), "; it must lie in 0…",
                std::to_string(limit - 1), ".");
     }
@@ -132,8 +148,12 @@ struct Heads {
 
 template <typename Array>
 std::optional<CacheType> cache_type(const Array& cache) {
-    if (cache.dtype() == nb::dtype<float>()) return CacheType::kFloat32;
-    if (cache.dtype() == nb::dtype<uint16_t>()) return CacheType::kBfloat16;
+    if (cache.dtype() == nb::dtype<float>()) {
+        return CacheType::kFloat32;
+    }
+    if (cache.dtype() == nb::dtype<uint16_t>()) {
+        return CacheType::kBfloat16;
+    }
     if (cache.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && cache.dtype().bits == 16) {
         return CacheType::kFloat16;
     }
@@ -165,8 +185,12 @@ Heads check_heads(const char* operation, int64_t num_heads, int64_t num_kv_heads
         refuse(operation, "the head width is ", std::to_string(k_cache.shape(3)),
                "; rotary embedding needs an even one.");
     }
-    return {static_cast<size_t>(num_heads), static_cast<size_t>(num_kv_heads), k_cache.shape(3), k_cache.shape(0),
-            k_cache.shape(2),               *type};
+    return {static_cast<size_t>(num_heads),
+            static_cast<size_t>(num_kv_heads),
+            k_cache.shape(3),
+            k_cache.shape(0),
+            k_cache.shape(2),
+            *type};
 }
 
 LinearJob check_linear(const char* operation, const Input& x, const PackedLinear& packed, const Output& out,
@@ -187,7 +211,9 @@ LinearJob check_linear(const char* operation, const Input& x, const PackedLinear
 using Matrix = std::tuple<uint32_t, size_t, size_t, Input>;  // GGUF type, rows, columns, bytes
 
 std::unique_ptr<PackedLinear> pack(Context& context, const std::vector<Matrix>& matrices, const OptionalInput& bias) {
-    if (matrices.empty()) refuse("pack", "needs at least one matrix.");
+    if (matrices.empty()) {
+        refuse("pack", "needs at least one matrix.");
+    }
     std::vector<StoredMatrix> stored;
     size_t out_features = 0;
     for (const auto& [type, rows, columns, data] : matrices) {
@@ -273,12 +299,14 @@ void check_sequences(const AttentionJob& job, const Heads& heads, size_t num_seq
     }
     for (size_t i = 0; i < num_sequences; ++i) {
         const int64_t num_queries = static_cast<int64_t>(job.query_start[i + 1]) - job.query_start[i];
-        if (num_queries < 0) refuse("attend", "`query_start` must not fall; it does after entry ", std::to_string(i), ".");
+        if (num_queries < 0) {
+            refuse("attend", "`query_start` must not fall; it does after entry ", std::to_string(i), ".");
+        }
         const int64_t length = job.kv_len[i];
         if (length < num_queries || static_cast<size_t>(length) > most_keys) {
             refuse("attend", "`kv_len` of sequence ", std::to_string(i), " is ", std::to_string(length),
-                   "; it must lie between its ", std::to_string(num_queries), " queries and ", std::to_string(most_keys),
-                   ", what its row of `block_table` can hold.");
+                   "; it must lie between its ", std::to_string(num_queries), " queries and ",
+                   std::to_string(most_keys), ", what its row of `block_table` can hold.");
         }
         const size_t num_blocks = (static_cast<size_t>(length) + heads.block_size - 1) / heads.block_size;
         check_range("attend", "block_table", job.block_table + i * job.max_blocks, num_blocks, heads.num_blocks);
@@ -313,12 +341,14 @@ void attend(Context& context, const Input& qkv, int64_t num_heads, int64_t num_k
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
     for (const char* const name : {"avx512", "avx2", "scalar"}) {
-        if (find_kernels(name) != nullptr) names.emplace_back(name);
+        if (find_kernels(name) != nullptr) {
+            names.emplace_back(name);
+        }
     }
     return names;
 }
 
-void create_context(Context* place, int64_t num_threads, const std::string& isa) {
+void create_context(Context* place, int64_t num_threads, const std::string& isa, bool has_16_bit_activations) {
     if (num_threads < 1 || num_threads > static_cast<int64_t>(ThreadPool::kMaxThreads)) {
         refuse("kernels", "the number of threads is ", std::to_string(num_threads), "; it must lie in 1…",
                std::to_string(ThreadPool::kMaxThreads), ".");
@@ -326,10 +356,12 @@ void create_context(Context* place, int64_t num_threads, const std::string& isa)
     const KernelTable* const kernels = find_kernels(isa.c_str());
     if (kernels == nullptr) {
         std::string choices;
-        for (const std::string& name : supported_isas()) choices += (choices.empty() ? "" : ", ") + name;
+        for (const std::string& name : supported_isas()) {
+            choices += (choices.empty() ? "" : ", ") + name;
+        }
         refuse("kernels", "this processor cannot run `", isa, "`; it can run ", choices, ".");
     }
-    new (place) Context(static_cast<size_t>(num_threads), *kernels);
+    new (place) Context(static_cast<size_t>(num_threads), *kernels, has_16_bit_activations);
 }
 
 }  // namespace
@@ -343,7 +375,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("out_features", &PackedLinear::out_features)
         .def_prop_ro("num_bytes", &PackedLinear::num_bytes);
     nb::class_<Context>(module, "Context")
-        .def("__init__", &create_context)
+        .def("__init__", &create_context, nb::arg("num_threads"), nb::arg("isa"), nb::arg("has_16_bit_activations"))
         .def("pack", &pack, nb::arg("matrices"), nb::arg("bias").none())
         .def("linear", &linear, nb::arg("x").noconvert(), nb::arg("packed"), nb::arg("out").noconvert(),
              nb::arg("norm_weight").noconvert().none(), nb::arg("eps"), nb::arg("accumulate"))

@@ -9,20 +9,19 @@ namespace {
 
 constexpr size_t kCacheLineBytes = 64;
 
-// Up to this many tokens the product is limited by reading weights; parts are then runs of about kPartBytes, long enough
-// to hide the cost of claiming one.
-constexpr size_t kFewTokens = 4;
-constexpr size_t kManyTokensTiles = 2;
+// Tiles of one part: with few tokens the product is limited by reading weights, and parts are runs of about kPartBytes,
+// long enough to hide the cost of claiming one and of prefetching beyond its end; with many, two tiles are work enough.
+constexpr size_t kFewTokens = 8;
 constexpr size_t kPartBytes = size_t{64} << 10;
+constexpr size_t kManyTokensTiles = 2;
 // Rows (query heads of queries) that share one pass over the keys: their results fit the first-level cache.
 constexpr size_t kAttentionRows = 32;
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 bool has_kind(const PackedLinear& packed, bool quantized) {
-    return std::any_of(packed.segments().begin(), packed.segments().end(), [&](const Segment& segment) {
-        return (segment.kind == WeightKind::kQuantized) == quantized;
-    });
+    return std::any_of(packed.segments().begin(), packed.segments().end(),
+                       [&](const Segment& segment) { return (segment.kind == WeightKind::kQuantized) == quantized; });
 }
 
 }  // namespace
@@ -33,7 +32,9 @@ uint8_t* ScratchMemory::reserve(size_t size) {
         data_.reset();
         size_ = 0;
         data_.reset(static_cast<uint8_t*>(std::aligned_alloc(kCacheLineBytes, rounded)));
-        if (data_ == nullptr) throw std::bad_alloc();
+        if (data_ == nullptr) {
+            throw std::bad_alloc();
+        }
         size_ = rounded;
     }
     return data_.get();
@@ -69,14 +70,15 @@ void Context::prepare_activations(LinearJob& job, const PackedLinear& packed) {
         }
     }
     if (has_kind(packed, true)) {
-        const size_t groups = job.in_features / kGroupColumns;
-        uint8_t* const activations = activations_.reserve(job.num_tokens * groups * kActivationGroupBytes);
+        const size_t size = job.num_tokens * (job.in_features / kGroupColumns) * kActivationGroupBytes;
+        uint8_t* const activations = activations_.reserve(size);
+        uint8_t* const rest = has_16_bit_activations_ ? rest_.reserve(size) : nullptr;
         const size_t block_tokens = kernels_.block_tokens;
         const size_t num_blocks = (job.num_tokens + block_tokens - 1) / block_tokens;
         pool_.run(num_blocks, [&](size_t block, size_t) {
             const size_t first_token = block * block_tokens;
             const size_t num_tokens = std::min(block_tokens, job.num_tokens - first_token);
-            kernels_.quantize_block(job, first_token, num_tokens, activations);
+            kernels_.quantize_block(job, first_token, num_tokens, activations, rest);
         });
         job.activations = activations;
     }
@@ -95,10 +97,33 @@ void Context::linear(LinearJob job, const PackedLinear& packed) {
     const std::lock_guard lock(mutex_);
     prepare_activations(job, packed);
     reserve_thread_scratch(kernels_.linear_scratch_bytes());
+    if (has_16_bit_activations_) {
+        multiply_with_rest(job, packed);
+    } else {
+        multiply(job, packed, false);
+    }
+}
+
+void Context::multiply_with_rest(LinearJob job, const PackedLinear& packed) {
+    multiply(job, packed, false);
+    if (!has_kind(packed, true)) {
+        return;
+    }
+    job.activations = rest_.data();
+    job.bias = nullptr;
+    job.accumulate = true;
+    multiply(job, packed, true);
+}
+
+void Context::multiply(const LinearJob& job, const PackedLinear& packed, bool only_quantized) {
     linear_parts_.clear();
     for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
         const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - token);
-        for (const Segment& segment : packed.segments()) split_tiles(job, segment, token, num_tokens);
+        for (const Segment& segment : packed.segments()) {
+            if (!only_quantized || segment.kind == WeightKind::kQuantized) {
+                split_tiles(job, segment, token, num_tokens);
+            }
+        }
     }
     pool_.run(linear_parts_.size(), [&](size_t index, size_t thread) {
         const LinearPart& part = linear_parts_[index];
@@ -112,6 +137,17 @@ void Context::gate_up_silu(LinearJob job, const PackedLinear& packed) {
     reserve_thread_scratch(kernels_.linear_scratch_bytes());
     const Segment& gate = packed.segments()[0];
     const Segment& up = packed.segments()[1];
+    if (has_16_bit_activations_) {
+        LinearJob product = job;
+        product.out_stride = packed.out_features();
+        product.out = reinterpret_cast<float*>(gate_up_.reserve(job.num_tokens * product.out_stride * sizeof(float)));
+        product.accumulate = false;
+        multiply_with_rest(product, packed);
+        pool_.run(job.num_tokens, [&](size_t token, size_t) {
+            kernels_.silu_row(product.out + token * product.out_stride, gate.rows, job.out + token * job.out_stride);
+        });
+        return;
+    }
     linear_parts_.clear();
     for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
         split_tiles(job, gate, token, std::min(kMaxRangeTokens, job.num_tokens - token));

@@ -17,6 +17,7 @@ namespace qwenstack {
 class ScratchMemory {
 public:
     uint8_t* reserve(size_t size);
+    uint8_t* data() const { return data_.get(); }
 
 private:
     struct Free {
@@ -28,7 +29,10 @@ private:
 
 class Context {
 public:
-    Context(size_t num_threads, const KernelTable& kernels) : kernels_(kernels), pool_(num_threads) {}
+    // With 16-bit activations each product with quantised weights is computed twice: with the rounded activations, and
+    // with what rounding took away.
+    Context(size_t num_threads, const KernelTable& kernels, bool has_16_bit_activations)
+        : kernels_(kernels), has_16_bit_activations_(has_16_bit_activations), pool_(num_threads) {}
 
     // Arguments are those of the jobs in kernel_table.h; fields that the context fills in itself may be left out. All
     // functions may throw std::bad_alloc and then have changed nothing.
@@ -46,14 +50,19 @@ private:
     };
 
     void prepare_activations(LinearJob& job, const PackedLinear& packed);
+    void multiply(const LinearJob& job, const PackedLinear& packed, bool only_quantized);
+    void multiply_with_rest(LinearJob job, const PackedLinear& packed);
     void split_tiles(const LinearJob& job, const Segment& segment, size_t first_token, size_t num_tokens);
     uint8_t* reserve_thread_scratch(size_t size);
     uint8_t* thread_scratch(size_t thread) const { return scratch_base_ + thread * scratch_stride_; }
 
     std::mutex mutex_;
     const KernelTable& kernels_;
+    const bool has_16_bit_activations_;
     ThreadPool pool_;
     ScratchMemory activations_;
+    ScratchMemory rest_;
+    ScratchMemory gate_up_;
     ScratchMemory normed_;
     ScratchMemory scratch_;
     uint8_t* scratch_base_ = nullptr;

@@ -30,8 +30,12 @@ namespace {
 
 const KernelTable* find_kernels(const char* name) {
 #if defined(QWENSTACK_X86_KERNELS)
-    if (std::strcmp(name, "avx512") == 0) return can_run_avx512() ? &kAvx512Kernels : nullptr;
-    if (std::strcmp(name, "avx2") == 0) return can_run_avx2() ? &kAvx2Kernels : nullptr;
+    if (std::strcmp(name, "avx512") == 0) {
+        return can_run_avx512() ? &kAvx512Kernels : nullptr;
+    }
+    if (std::strcmp(name, "avx2") == 0) {
+        return can_run_avx2() ? &kAvx2Kernels : nullptr;
+    }
 #endif
     return std::strcmp(name, "scalar") == 0 ? &kScalarKernels : nullptr;
 }

@@ -1,7 +1,7 @@
 // What every instruction set offers: the kernels as plain functions over plain structs.
 //
-// A job describes one operation on all its rows; the functions compute one independent part of it, so that any number of
-// threads gives the same bits. No function here checks anything: bindings.cc has done so.
+// A job describes one operation on all its rows; the functions compute one independent part of it, so that any number
+// of threads gives the same bits. No function here checks anything: bindings.cc has done so.
 #pragma once
 
 #include <cstddef>
@@ -96,14 +96,18 @@ struct KernelTable {
 
     void (*rms_norm_row)(const NormJob& job, size_t row);
 
-    // Normalises and quantises tokens first_token … + num_tokens (at most block_tokens) into their place in `to`.
-    void (*quantize_block)(const LinearJob& job, size_t first_token, size_t num_tokens, uint8_t* to);
+    // Normalises and quantises tokens first_token … + num_tokens (at most block_tokens) into their place in `to`; what
+    // rounding took away is quantised into `rest`, if that is not null.
+    void (*quantize_block)(const LinearJob& job, size_t first_token, size_t num_tokens, uint8_t* to, uint8_t* rest);
 
     // Bytes of scratch that one thread needs for the next two.
     size_t (*linear_scratch_bytes)();
     void (*linear)(const LinearJob& job, const Segment& segment, const TileRange& range, uint8_t* scratch);
     void (*gate_up_silu)(const LinearJob& job, const Segment& gate, const Segment& up, const TileRange& range,
                          uint8_t* scratch);
+
+    // out = silu(gate) · up, of one token's `num_features` gates and then as many ups.
+    void (*silu_row)(const float* gate_up, size_t num_features, float* out);
 
     void (*rope_and_write_kv)(const RopeJob& job, CacheType type, size_t token);
 

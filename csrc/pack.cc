@@ -58,7 +58,9 @@ void set_fields(const uint8_t* from, size_t num_bytes, int bits, size_t run, uin
 }
 
 void add_fifth_bits(const uint8_t* from, uint8_t* codes) {
-    for (int i = 0; i < 32; ++i) codes[i] = static_cast<uint8_t>(codes[i] | (((from[i / 8] >> (i % 8)) & 1) << 4));
+    for (int i = 0; i < 32; ++i) {
+        codes[i] = static_cast<uint8_t>(codes[i] | (((from[i / 8] >> (i % 8)) & 1) << 4));
+    }
 }
 
 void unpack_q4_0(const uint8_t* block, Block& out) {
@@ -87,7 +89,9 @@ void unpack_q5_1(const uint8_t* block, Block& out) {
 
 void unpack_q8_0(const uint8_t* block, Block& out) {
     out.scale_halves[0] = read_half(block);
-    for (int i = 0; i < 32; ++i) out.codes[i] = block[2 + i] ^ 0x80u;
+    for (int i = 0; i < 32; ++i) {
+        out.codes[i] = block[2 + i] ^ 0x80u;
+    }
 }
 
 void unpack_q2_k(const uint8_t* block, Block& out) {
@@ -106,7 +110,9 @@ void unpack_q3_k(const uint8_t* block, Block& out) {
     uint8_t scales[16] = {};
     add_fields(block + 96, 8, 4, 8, 0, scales);
     add_fields(block + 104, 4, 2, 4, 4, scales);
-    for (int i = 0; i < 16; ++i) out.scales[i] = static_cast<int8_t>(scales[i] - 32);
+    for (int i = 0; i < 16; ++i) {
+        out.scales[i] = static_cast<int8_t>(scales[i] - 32);
+    }
     out.scale_halves[0] = read_half(block + 108);
 }
 
@@ -161,35 +167,59 @@ constexpr TypeTraits kTypes[] = {
 
 const TypeTraits* find_type(uint32_t type) {
     for (const TypeTraits& traits : kTypes) {
-        if (static_cast<uint32_t>(traits.type) == type) return &traits;
+        if (static_cast<uint32_t>(traits.type) == type) {
+            return &traits;
+        }
     }
     return nullptr;
 }
 
 size_t packed_tile_bytes(const TypeTraits& traits, size_t columns) {
-    if (traits.kind != WeightKind::kQuantized) return kTileRows * columns * traits.bytes;
+    if (traits.kind != WeightKind::kQuantized) {
+        return kTileRows * columns * traits.bytes;
+    }
     return tile_bytes(traits.format, columns);
 }
 
 void write_half(uint8_t* to, size_t row, uint16_t half) { std::memcpy(to + row * sizeof half, &half, sizeof half); }
 
-// Writes one row's 32 codes into its lane of a group's zeroed code bytes.
+// Four codes of a row, one in each byte.
+uint32_t read_quad(const uint8_t* codes, size_t quad) {
+    uint32_t four;
+    std::memcpy(&four, codes + 4 * quad, sizeof four);
+    return four;
+}
+
+void write_quad(uint8_t* to, size_t byte_block, size_t row, uint32_t four) {
+    std::memcpy(to + byte_block * kQuadBytes + row * sizeof four, &four, sizeof four);
+}
+
+// Writes one row's 32 codes into its lane of a group.
 void write_codes(const uint8_t* codes, int bits, size_t row, uint8_t* to) {
-    for (size_t column = 0; column < kGroupColumns; ++column) {
-        const size_t quad = column / 4;
-        const size_t byte = 4 * row + column % 4;
-        const int code = codes[column];
-        if (bits == 8) {
-            to[quad * kQuadBytes + byte] = static_cast<uint8_t>(code);
-            continue;
+    if (bits == 8) {
+        for (size_t quad = 0; quad < kQuadsPerGroup; ++quad) {
+            write_quad(to, quad, row, read_quad(codes, quad));
         }
-        uint8_t& low = to[(quad % 4) * kQuadBytes + byte];
-        low = static_cast<uint8_t>(low | ((code & 15) << (quad < 4 ? 0 : 4)));
-        uint8_t* const high = to + 4 * kQuadBytes;
-        if (bits == 5) high[byte] = static_cast<uint8_t>(high[byte] | ((code >> 4) << quad));
-        if (bits == 6) {
-            uint8_t& two_bits = high[(quad / 4) * kQuadBytes + byte];
-            two_bits = static_cast<uint8_t>(two_bits | ((code >> 4) << (2 * (quad % 4))));
+        return;
+    }
+    constexpr uint32_t kLowBits = 0x0F0F0F0F, kOneBit = 0x01010101, kTwoBits = 0x03030303;
+    for (size_t i = 0; i < 4; ++i) {
+        write_quad(to, i, row, (read_quad(codes, i) & kLowBits) | ((read_quad(codes, i + 4) & kLowBits) << 4));
+    }
+    if (bits == 5) {
+        uint32_t high = 0;
+        for (size_t quad = 0; quad < 8; ++quad) {
+            high |= ((read_quad(codes, quad) >> 4) & kOneBit) << quad;
+        }
+        write_quad(to, 4, row, high);
+    }
+    if (bits == 6) {
+        for (size_t i = 0; i < 2; ++i) {
+            uint32_t high = 0;
+            for (size_t m = 0; m < 4; ++m) {
+                high |= ((read_quad(codes, 4 * i + m) >> 4) & kTwoBits) << (2 * m);
+            }
+            write_quad(to, 4 + i, row, high);
         }
     }
 }
@@ -199,7 +229,9 @@ uint8_t* write_block(const Block& block, const TypeTraits& traits, size_t row, u
     const QuantizedFormat& format = traits.format;
     if (format.two_level) {
         write_half(to, row, block.scale_halves[0]);
-        if (format.has_offsets) write_half(to + kTileRows * sizeof(uint16_t), row, block.scale_halves[1]);
+        if (format.has_offsets) {
+            write_half(to + kTileRows * sizeof(uint16_t), row, block.scale_halves[1]);
+        }
         to += super_block_header_bytes(format);
     }
     const size_t scales_per_group = static_cast<size_t>(format.scales_per_group);
@@ -210,11 +242,15 @@ uint8_t* write_block(const Block& block, const TypeTraits& traits, size_t row, u
             for (size_t half = 0; half < scales_per_group; ++half) {
                 const size_t index = group * scales_per_group + half;
                 to[half * kTileRows + row] = static_cast<uint8_t>(block.scales[index]);
-                if (format.has_offsets) offsets[half * kTileRows + row] = static_cast<uint8_t>(block.offsets[index]);
+                if (format.has_offsets) {
+                    offsets[half * kTileRows + row] = static_cast<uint8_t>(block.offsets[index]);
+                }
             }
         } else {
             write_half(to, row, block.scale_halves[0]);
-            if (format.has_offsets) write_half(offsets, row, block.scale_halves[1]);
+            if (format.has_offsets) {
+                write_half(offsets, row, block.scale_halves[1]);
+            }
         }
         write_codes(block.codes + group * kGroupColumns, format.code_bits, row, codes);
         to += group_bytes(format);
@@ -222,17 +258,19 @@ uint8_t* write_block(const Block& block, const TypeTraits& traits, size_t row, u
     return to;
 }
 
+// Goes down the rows block by block, so that the lanes of a group are written while it is in the cache.
 void pack_quantized_tile(const StoredMatrix& matrix, const TypeTraits& traits, size_t tile, uint8_t* to) {
     const size_t num_blocks = matrix.columns / traits.columns;
     const size_t num_rows = std::min(kTileRows, matrix.rows - tile * kTileRows);
+    const uint8_t* const first_row = matrix.data + tile * kTileRows * num_blocks * traits.bytes;
     Block block = {};
-    for (size_t row = 0; row < num_rows; ++row) {
-        const uint8_t* from = matrix.data + (tile * kTileRows + row) * num_blocks * traits.bytes;
-        uint8_t* at = to;
-        for (size_t i = 0; i < num_blocks; ++i) {
-            traits.unpack(from + i * traits.bytes, block);
-            at = write_block(block, traits, row, at);
+    for (size_t i = 0; i < num_blocks; ++i) {
+        uint8_t* end = to;
+        for (size_t row = 0; row < num_rows; ++row) {
+            traits.unpack(first_row + (row * num_blocks + i) * traits.bytes, block);
+            end = write_block(block, traits, row, to);
         }
+        to = end;
     }
 }
 
@@ -265,7 +303,9 @@ size_t total_bytes(const std::vector<StoredMatrix>& matrices) {
 
 size_t row_bytes(uint32_t type, size_t columns) {
     const TypeTraits* const traits = find_type(type);
-    if (traits == nullptr || columns % traits->columns != 0) return 0;
+    if (traits == nullptr || columns % traits->columns != 0) {
+        return 0;
+    }
     return columns / traits->columns * traits->bytes;
 }
 
@@ -274,9 +314,13 @@ WeightMemory::WeightMemory(size_t size) : size_(size) {
     const size_t alignment = is_large ? kHugePageBytes : kCacheLineBytes;
     const size_t rounded = round_up(size, alignment);
     void* const memory = std::aligned_alloc(alignment, rounded);
-    if (memory == nullptr) throw std::bad_alloc();
+    if (memory == nullptr) {
+        throw std::bad_alloc();
+    }
 #if defined(MADV_HUGEPAGE)
-    if (is_large) madvise(memory, rounded, MADV_HUGEPAGE);  // a wish; without huge pages it is only slower
+    if (is_large) {
+        madvise(memory, rounded, MADV_HUGEPAGE);  // a wish; without huge pages it is only slower
+    }
 #endif
     data_.reset(static_cast<uint8_t*>(memory));
 }
@@ -299,7 +343,7 @@ PackedLinear::PackedLinear(const std::vector<StoredMatrix>& matrices, const floa
         segment.tiles = to;
         pool.run(segment.num_tiles, [&](size_t tile, size_t) {
             uint8_t* const tile_data = to + tile * segment.tile_bytes;
-            std::memset(tile_data, 0, segment.tile_bytes);
+            std::memset(tile_data, 0, segment.tile_bytes);  // lanes beyond the last row
             if (traits.kind == WeightKind::kQuantized) {
                 pack_quantized_tile(matrix, traits, tile, tile_data);
             } else {
@@ -310,7 +354,9 @@ PackedLinear::PackedLinear(const std::vector<StoredMatrix>& matrices, const floa
         out_features_ += matrix.rows;
         segments_.push_back(segment);
     }
-    if (bias != nullptr) bias_.assign(bias, bias + out_features_);
+    if (bias != nullptr) {
+        bias_.assign(bias, bias + out_features_);
+    }
 }
 
 }  // namespace qwenstack

@@ -27,7 +27,9 @@ bool spin_until(Condition is_ready) {
     const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
     do {
         for (int i = 0; i < kPausesPerLook; ++i) {
-            if (is_ready()) return true;
+            if (is_ready()) {
+                return true;
+            }
             pause_a_moment();
         }
     } while (std::chrono::steady_clock::now() < deadline);
@@ -39,21 +41,32 @@ bool has_unclaimed_chunk(uint64_t ticket) { return static_cast<uint32_t>(ticket)
 }  // namespace
 
 ThreadPool::ThreadPool(size_t num_threads) {
-    for (size_t thread = 1; thread < num_threads; ++thread) {
-        workers_.emplace_back([this, thread] { work_until_stopped(thread); });
+    try {
+        for (size_t thread = 1; thread < num_threads; ++thread) {
+            workers_.emplace_back([this, thread] { work_until_stopped(thread); });
+        }
+    } catch (...) {
+        stop();
+        throw;
     }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
     stopping_.store(true);
     wakeups_.fetch_add(1);
     wakeups_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
+    for (std::thread& worker : workers_) {
+        worker.join();
+    }
 }
 
 void ThreadPool::run_job(size_t num_chunks, Function function, void* context) {
     if (num_chunks <= 1 || workers_.empty()) {
-        for (size_t chunk = 0; chunk < num_chunks; ++chunk) function(context, chunk, 0);
+        for (size_t chunk = 0; chunk < num_chunks; ++chunk) {
+            function(context, chunk, 0);
+        }
         return;
     }
     function_ = function;
@@ -65,13 +78,17 @@ void ThreadPool::run_job(size_t num_chunks, Function function, void* context) {
     while (work_on_one_chunk(0)) {
     }
     const auto is_done = [&] { return num_done_.load(std::memory_order_acquire) == num_chunks; };
-    while (!spin_until(is_done)) std::this_thread::yield();  // a thread lost its core in the middle of a chunk
+    while (!spin_until(is_done)) {
+        std::this_thread::yield();  // a thread lost its core in the middle of a chunk
+    }
 }
 
 bool ThreadPool::work_on_one_chunk(size_t thread) {
     uint64_t ticket = ticket_.load(std::memory_order_relaxed);
     do {
-        if (!has_unclaimed_chunk(ticket)) return false;
+        if (!has_unclaimed_chunk(ticket)) {
+            return false;
+        }
     } while (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acquire, std::memory_order_relaxed));
     function_(context_, static_cast<uint32_t>(ticket), thread);
     num_done_.fetch_add(1, std::memory_order_release);
@@ -84,7 +101,9 @@ void ThreadPool::work_until_stopped(size_t thread) {
         while (work_on_one_chunk(thread)) {
         }
         const bool is_awake = spin_until([&] { return wakeups_.load(std::memory_order_relaxed) != seen; });
-        if (!is_awake) wakeups_.wait(seen);
+        if (!is_awake) {
+            wakeups_.wait(seen);
+        }
     }
 }
 

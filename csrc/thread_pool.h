@@ -19,7 +19,7 @@ class ThreadPool {
 public:
     static constexpr size_t kMaxThreads = 256;
 
-    // `num_threads` counts the calling thread.
+    // `num_threads` counts the calling thread. Throws std::system_error if the system gives no more threads.
     explicit ThreadPool(size_t num_threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -43,12 +43,13 @@ public:
 private:
     using Function = void (*)(void* context, size_t chunk, size_t thread);
 
+    void stop();
     void run_job(size_t num_chunks, Function function, void* context);
     bool work_on_one_chunk(size_t thread);
     void work_until_stopped(size_t thread);
 
-    // Chunks of the current job in the high half, the next unclaimed one in the low half. A thread owns a chunk once its
-    // compare-and-swap has counted it: the job then cannot end before that chunk is done, so what is read after the
+    // Chunks of the current job in the high half, the next unclaimed one in the low half. A thread owns a chunk once
+    // its compare-and-swap has counted it: the job then cannot end before that chunk is done, so what is read after the
     // claim belongs to the claimed job, however late the thread comes.
     std::atomic<uint64_t> ticket_{0};
     std::atomic<uint32_t> num_done_{0};

@@ -11,8 +11,8 @@
 //                   low code bits, then high code bits (below)
 //   float       for each column: 16 values of the stored type
 //
-// A value is scale · (code - zero) + offset, with unsigned codes. A group's codes are 8 quads of 64 bytes, quad j holding
-// columns 4j…4j+3: byte 4·row + (column mod 4), what one int8 dot instruction takes. They are stored as
+// A value is scale · (code - zero) + offset, with unsigned codes. A group's codes are 8 quads of 64 bytes, quad j
+// holding columns 4j…4j+3: byte 4·row + (column mod 4), what one int8 dot instruction takes. They are stored as
 //
 //   4 bits   256 bytes: byte block i holds quad i in the low and quad i+4 in the high half-bytes
 //   5 bits   as 4 bits, then 64 bytes: bit j of byte b is bit 4 of byte b of quad j
@@ -65,7 +65,9 @@ static constexpr size_t code_bytes(const QuantizedFormat& format) {
 }
 
 static constexpr size_t super_block_header_bytes(const QuantizedFormat& format) {
-    if (!format.two_level) return 0;
+    if (!format.two_level) {
+        return 0;
+    }
     return kTileRows * sizeof(uint16_t) * (format.has_offsets ? 2 : 1);
 }
 

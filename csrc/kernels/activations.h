@@ -4,11 +4,12 @@
 //           16 lanes, column modulo 16, and the lanes over the fixed tree.
 // quantise: in each group of 32 columns scale = amax / 127, q = round_half_even(y · (127 / amax)), -127 ≤ q ≤ 127. A
 //           group whose amax is below 2^-100 counts as zero; one that holds infinity or NaN gets q = 0 and a scale that
-//           is not finite, so that the result is NaN and is noticed.
+//           is not finite, so that the result is NaN and is noticed. 16-bit activations are two such roundings: the
+//           second takes what the first left, y - scale · q.
 //
-// Layout: blocks of up to kBlockTokens tokens; in a block, for each group of 32 columns, one record of 60 bytes per token, stored
-// field by field: int8 codes[tokens][32], then float32 or int32 [tokens] each of scale, minus the sum of q over the
-// group, over its first and second half, and scale · sum of q, over the same three.
+// Layout: blocks of up to kBlockTokens tokens; in a block, for each group of 32 columns, one record of 60 bytes per
+// token, stored field by field: int8 codes[tokens][32], then float32 or int32 [tokens] each of scale, minus the sum of
+// q over the group, over its first and second half, and scale · sum of q, over the same three.
 #pragma once
 
 #include <cstddef>
@@ -83,12 +84,17 @@ struct GroupScale {
 QWENSTACK_INLINE GroupScale group_scale(int32_t amax_bits) {
     float amax;
     std::memcpy(&amax, &amax_bits, sizeof amax);
-    if (amax_bits < kBitsOfSmallestAmax) return {0.0f, 0.0f};
-    if (amax_bits >= kBitsOfInfinity) return {0.0f, amax};
+    if (amax_bits < kBitsOfSmallestAmax) {
+        return {0.0f, 0.0f};
+    }
+    if (amax_bits >= kBitsOfInfinity) {
+        return {0.0f, amax};
+    }
     return {127.0f / amax, amax * (1.0f / 127.0f)};
 }
 
-QWENSTACK_INLINE void quantize_group(F32x16 first, F32x16 second, uint8_t* group, size_t num_tokens, size_t token) {
+// Rounds a group of one token into its record; what rounding took away is left in `first` and `second`.
+QWENSTACK_INLINE void quantize_group(F32x16& first, F32x16& second, uint8_t* group, size_t num_tokens, size_t token) {
     // As integers the bits of magnitudes order like the magnitudes, with NaN above infinity: unlike a maximum of floats
     // this one can lose nothing.
     const I32x16 magnitude = broadcast_integer(0x7FFFFFFF);
@@ -112,23 +118,29 @@ QWENSTACK_INLINE void quantize_group(F32x16 first, F32x16 second, uint8_t* group
         std::memcpy(field + (1 + part) * field_bytes, &minus_sum, sizeof minus_sum);
         std::memcpy(field + (4 + part) * field_bytes, &scaled_sum, sizeof scaled_sum);
     }
+    const F32x16 minus_scale = broadcast(-scale.scale);
+    first = fma(to_float(codes[0]), minus_scale, first);
+    second = fma(to_float(codes[1]), minus_scale, second);
 }
 
-inline void quantize_block(const LinearJob& job, size_t first_token, size_t num_tokens, uint8_t* to) {
+inline void quantize_block(const LinearJob& job, size_t first_token, size_t num_tokens, uint8_t* to, uint8_t* rest) {
     const size_t width = job.in_features;
-    uint8_t* const block = to + first_token * (width / kGroupColumns) * kActivationGroupBytes;
+    const size_t block_at = first_token * (width / kGroupColumns) * kActivationGroupBytes;
     for (size_t token = 0; token < num_tokens; ++token) {
         const float* const x = job.x + (first_token + token) * width;
         const float inverse = job.norm_weight == nullptr ? 1.0f : inverse_rms(x, width, job.eps);
-        uint8_t* group = block;
+        size_t group_at = block_at;
         for (size_t i = 0; i < width; i += kGroupColumns) {
             F32x16 first = load(x + i), second = load(x + i + 16);
             if (job.norm_weight != nullptr) {
                 first = scaled_by_norm(first, inverse, job.norm_weight + i, 16);
                 second = scaled_by_norm(second, inverse, job.norm_weight + i + 16, 16);
             }
-            quantize_group(first, second, group, num_tokens, token);
-            group += num_tokens * kActivationGroupBytes;
+            quantize_group(first, second, to + group_at, num_tokens, token);
+            if (rest != nullptr) {
+                quantize_group(first, second, rest + group_at, num_tokens, token);
+            }
+            group_at += num_tokens * kActivationGroupBytes;
         }
     }
 }

@@ -24,6 +24,7 @@ constexpr KernelTable kernel_table(const char* name) {
         .linear_scratch_bytes = linear_scratch_bytes,
         .linear = linear,
         .gate_up_silu = gate_up_silu,
+        .silu_row = silu_row,
         .rope_and_write_kv = rope_and_write_kv,
         .attention_scratch_bytes = attention_scratch_bytes,
         .attend = attend,

@@ -66,7 +66,8 @@ public:
           padded_(round_up_to_lanes(job.head_dim)),
           num_rows_(part.num_queries * group_),
           scratch_(memory, padded_, num_rows_) {
-        const size_t num_queries = static_cast<size_t>(job.query_start[part.sequence + 1] - job.query_start[part.sequence]);
+        const size_t num_queries =
+            static_cast<size_t>(job.query_start[part.sequence + 1] - job.query_start[part.sequence]);
         first_position_ = static_cast<size_t>(job.kv_len[part.sequence]) - num_queries + part.first_query;
         first_token_ = static_cast<size_t>(job.query_start[part.sequence]) + part.first_query;
     }
@@ -90,47 +91,55 @@ public:
 private:
     void start_rows() {
         const F32x16 zero = broadcast(0.0f);
-        for (size_t i = 0; i < num_rows_ * padded_; i += 16) store(scratch_.results + i, zero);
+        for (size_t i = 0; i < num_rows_ * padded_; i += 16) {
+            store(scratch_.results + i, zero);
+        }
         for (size_t row = 0; row < num_rows_; ++row) {
             store(scratch_.weights + 16 * row, zero);
             scratch_.maxima[row] = -__builtin_inff();
         }
     }
 
-    template <typename Value>
-    const Value* cached(const void* cache, size_t position) const {
-        const int32_t* const blocks = job_.block_table + part_.sequence * job_.max_blocks;
-        const size_t block = static_cast<size_t>(blocks[position / job_.block_size]);
-        return static_cast<const Value*>(cache) + cache_index(block, part_.kv_head, position % job_.block_size,
-                                                              job_.num_kv_heads, job_.block_size, job_.head_dim);
-    }
-
+    // Reads the keys, transposed, and the values of a chunk. Keys beyond the sequence count as 0; nobody sees them.
     template <CacheType kType>
     void load_chunk(size_t first_key, size_t num_keys) {
+        using Value = typename CacheValue<kType>::Type;
+        const int32_t* const blocks = job_.block_table + part_.sequence * job_.max_blocks;
+        size_t block = first_key / job_.block_size;
+        size_t offset = first_key % job_.block_size;
+        const Value* keys[kChunkKeys];
         for (size_t key = 0; key < num_keys; ++key) {
-            const auto* const value = cached<typename CacheValue<kType>::Type>(job_.v_cache, first_key + key);
+            const size_t index = cache_index(static_cast<size_t>(blocks[block]), part_.kv_head, offset,
+                                             job_.num_kv_heads, job_.block_size, job_.head_dim);
+            keys[key] = static_cast<const Value*>(job_.k_cache) + index;
+            const Value* const value = static_cast<const Value*>(job_.v_cache) + index;
             for (size_t i = 0; i < job_.head_dim; i += 16) {
                 store(scratch_.values + key * padded_ + i, load_cached<kType>(value + i, job_.head_dim - i));
             }
+            if (++offset == job_.block_size) {
+                offset = 0;
+                ++block;
+            }
         }
-        for (size_t start = 0; start < kChunkKeys; start += 16) load_transposed_keys<kType>(first_key, start, num_keys);
+        for (size_t start = 0; start < kChunkKeys; start += 16) {
+            const size_t count = num_keys <= start ? 0 : num_keys - start;
+            load_transposed_keys<kType>(keys + start, count < 16 ? count : 16, scratch_.keys + start);
+        }
     }
 
     template <CacheType kType>
-    void load_transposed_keys(size_t first_key, size_t start, size_t num_keys) {
-        using Value = typename CacheValue<kType>::Type;
-        const Value* keys[16];
-        for (size_t key = 0; key < 16; ++key) {
-            keys[key] = start + key < num_keys ? cached<Value>(job_.k_cache, first_key + start + key) : nullptr;
-        }
+    void load_transposed_keys(const typename CacheValue<kType>::Type* const* keys, size_t num_keys, float* to) {
         for (size_t i = 0; i < job_.head_dim; i += 16) {
             F32x16 rows[16];
-            for (size_t key = 0; key < 16; ++key) {
-                rows[key] = keys[key] == nullptr ? broadcast(0.0f) : load_cached<kType>(keys[key] + i, job_.head_dim - i);
+            for (size_t key = 0; key < num_keys; ++key) {
+                rows[key] = load_cached<kType>(keys[key] + i, job_.head_dim - i);
+            }
+            for (size_t key = num_keys; key < 16; ++key) {
+                rows[key] = broadcast(0.0f);
             }
             transpose(rows);
             for (size_t column = 0; column < 16; ++column) {
-                store(scratch_.keys + (i + column) * kChunkKeys + start, rows[column]);
+                store(to + (i + column) * kChunkKeys, rows[column]);
             }
         }
     }
@@ -147,9 +156,13 @@ private:
     template <size_t kRows>
     QWENSTACK_INLINE void add_chunk(size_t first_row, size_t first_key) {
         AttentionRow rows[kRows];
-        for (size_t r = 0; r < kRows; ++r) rows[r] = row_at(first_row + r, first_key);
+        for (size_t r = 0; r < kRows; ++r) {
+            rows[r] = row_at(first_row + r, first_key);
+        }
         F32x16 scores[kRows][2];
-        for (size_t r = 0; r < kRows; ++r) scores[r][0] = scores[r][1] = broadcast(0.0f);
+        for (size_t r = 0; r < kRows; ++r) {
+            scores[r][0] = scores[r][1] = broadcast(0.0f);
+        }
         for (size_t i = 0; i < job_.head_dim; ++i) {
             const F32x16 low = load(scratch_.keys + i * kChunkKeys);
             const F32x16 high = load(scratch_.keys + i * kChunkKeys + 16);
@@ -217,10 +230,14 @@ private:
         const size_t seen_by_all = rows[0].num_visible;
         for (size_t key = 0; key < seen_by_all; ++key) {
             F32x16 value[kCount];
-            for (size_t i = 0; i < kCount; ++i) value[i] = load(scratch_.values + key * padded_ + column + 16 * i);
+            for (size_t i = 0; i < kCount; ++i) {
+                value[i] = load(scratch_.values + key * padded_ + column + 16 * i);
+            }
             for (size_t r = 0; r < kRows; ++r) {
                 const F32x16 share = broadcast(scratch_.shares[r * kChunkKeys + key]);
-                for (size_t i = 0; i < kCount; ++i) sums[r][i] = fma(share, value[i], sums[r][i]);
+                for (size_t i = 0; i < kCount; ++i) {
+                    sums[r][i] = fma(share, value[i], sums[r][i]);
+                }
             }
         }
         for (size_t r = 0; r < kRows; ++r) {
@@ -240,8 +257,7 @@ private:
         for (size_t row = 0; row < num_rows_; ++row) {
             const F32x16 total = broadcast(sum(load(scratch_.weights + 16 * row)));
             const size_t head = part_.kv_head * group_ + row % group_;
-            float* const out =
-                job_.out + ((first_token_ + row / group_) * job_.num_heads + head) * job_.head_dim;
+            float* const out = job_.out + ((first_token_ + row / group_) * job_.num_heads + head) * job_.head_dim;
             for (size_t i = 0; i < job_.head_dim; i += 16) {
                 store_first(out + i, load(scratch_.results + row * padded_ + i) / total, job_.head_dim - i);
             }

@@ -14,8 +14,12 @@ namespace {
 
 template <WeightKind kKind>
 QWENSTACK_INLINE F32x16 load_weights(const uint8_t* from) {
-    if constexpr (kKind == WeightKind::kFloat32) return load(reinterpret_cast<const float*>(from));
-    if constexpr (kKind == WeightKind::kFloat16) return load_half(reinterpret_cast<const uint16_t*>(from));
+    if constexpr (kKind == WeightKind::kFloat32) {
+        return load(reinterpret_cast<const float*>(from));
+    }
+    if constexpr (kKind == WeightKind::kFloat16) {
+        return load_half(reinterpret_cast<const uint16_t*>(from));
+    }
     return load_bfloat16(reinterpret_cast<const uint16_t*>(from));
 }
 
@@ -25,7 +29,9 @@ void multiply_float_block(const uint8_t* tile, size_t num_columns, const float* 
     constexpr size_t kSums = 4;
     F32x16 sums[kTokens][kSums];
     for (size_t token = 0; token < kTokens; ++token) {
-        for (size_t i = 0; i < kSums; ++i) sums[token][i] = broadcast(0.0f);
+        for (size_t i = 0; i < kSums; ++i) {
+            sums[token][i] = broadcast(0.0f);
+        }
     }
     size_t column = 0;
     for (; column + kSums <= num_columns; column += kSums) {

@@ -26,9 +26,15 @@ QWENSTACK_INLINE size_t cache_index(size_t block, size_t kv_head, size_t offset,
 template <CacheType kType>
 QWENSTACK_INLINE F32x16 load_cached(const typename CacheValue<kType>::Type* from, size_t count) {
     const auto load_all = [](const typename CacheValue<kType>::Type* values) {
-        if constexpr (kType == CacheType::kFloat32) return load(values);
-        if constexpr (kType == CacheType::kFloat16) return load_half(values);
-        if constexpr (kType == CacheType::kBfloat16) return load_bfloat16(values);
+        if constexpr (kType == CacheType::kFloat32) {
+            return load(values);
+        }
+        if constexpr (kType == CacheType::kFloat16) {
+            return load_half(values);
+        }
+        if constexpr (kType == CacheType::kBfloat16) {
+            return load_bfloat16(values);
+        }
     };
     return load_first(load_all, from, count);
 }
@@ -40,9 +46,15 @@ QWENSTACK_INLINE void store_cached(typename CacheValue<kType>::Type* to, F32x16 
     } else {
         uint16_t values[16];
         uint16_t* const target = count >= 16 ? to : values;
-        if constexpr (kType == CacheType::kFloat16) store_half(target, a);
-        if constexpr (kType == CacheType::kBfloat16) store_bfloat16(target, a);
-        if (count < 16) std::memcpy(to, values, count * sizeof(uint16_t));
+        if constexpr (kType == CacheType::kFloat16) {
+            store_half(target, a);
+        }
+        if constexpr (kType == CacheType::kBfloat16) {
+            store_bfloat16(target, a);
+        }
+        if (count < 16) {
+            std::memcpy(to, values, count * sizeof(uint16_t));
+        }
     }
 }
 

@@ -26,8 +26,7 @@ struct LinearScratch {
     uint8_t* runs;
 
     explicit LinearScratch(uint8_t* memory)
-        : products(reinterpret_cast<float*>(memory)),
-          runs(memory + kMostProducts * kProductFloats * sizeof(float)) {}
+        : products(reinterpret_cast<float*>(memory)), runs(memory + kMostProducts * kProductFloats * sizeof(float)) {}
 };
 
 inline void multiply_tiles(const LinearJob& job, const TileSet& tiles, const TileRange& range,
@@ -55,7 +54,9 @@ inline void linear(const LinearJob& job, const Segment& segment, const TileRange
     const size_t end = range.first_tile + range.num_tiles;
     for (size_t first = range.first_tile; first < end; first += kMaxTiles) {
         TileSet tiles{&segment, smaller(kMaxTiles, end - first), {}};
-        for (size_t i = 0; i < tiles.count; ++i) tiles.tile[i] = tile_at(segment, first + i);
+        for (size_t i = 0; i < tiles.count; ++i) {
+            tiles.tile[i] = tile_at(segment, first + i);
+        }
         multiply_tiles(job, tiles, range, scratch, scratch.products);
         for (size_t i = 0; i < tiles.count; ++i) {
             const size_t row = segment.first_row + (first + i) * kTileRows;
@@ -64,7 +65,9 @@ inline void linear(const LinearJob& job, const Segment& segment, const TileRange
             for (size_t token = 0; token < range.num_tokens; ++token) {
                 float* const out = job.out + (range.first_token + token) * job.out_stride + row;
                 F32x16 result = load(scratch.products + i * kProductFloats + token * kTileRows) + bias;
-                if (job.accumulate) result = load_first(out, count) + result;
+                if (job.accumulate) {
+                    result = load_first(out, count) + result;
+                }
                 store_first(out, result, count);
             }
         }
@@ -98,6 +101,14 @@ inline void gate_up_silu(const LinearJob& job, const Segment& gate, const Segmen
             const F32x16 result = silu_times(gated, load(gate_product + kProductFloats) + up_bias);
             store_first(job.out + (range.first_token + token) * job.out_stride + row, result, count);
         }
+    }
+}
+
+inline void silu_row(const float* gate_up, size_t num_features, float* out) {
+    for (size_t i = 0; i < num_features; i += 16) {
+        const size_t count = num_features - i;
+        const F32x16 up = load_first(gate_up + num_features + i, count);
+        store_first(out + i, silu_times(load_first(gate_up + i, count), up), count);
     }
 }
 

@@ -44,9 +44,13 @@ public:
 
     QWENSTACK_INLINE void start_group(size_t group) {
         if constexpr (kFormat.two_level) {
-            if (group % kSuperBlockGroups != 0) return;
+            if (group % kSuperBlockGroups != 0) {
+                return;
+            }
             scale_ = load_half(reinterpret_cast<const uint16_t*>(at_));
-            if constexpr (kFormat.has_offsets) offset_ = load_half(reinterpret_cast<const uint16_t*>(at_) + kTileRows);
+            if constexpr (kFormat.has_offsets) {
+                offset_ = load_half(reinterpret_cast<const uint16_t*>(at_) + kTileRows);
+            }
             at_ += super_block_header_bytes(kFormat);
         }
     }
@@ -58,7 +62,9 @@ public:
     QWENSTACK_INLINE void read_codes(U8x64 (&quads)[kQuadsPerGroup]) const {
         const uint8_t* const low = at_ + scale_bytes(kFormat) * (kFormat.has_offsets ? 2 : 1);
         if constexpr (is_wide(kFormat)) {
-            for (size_t i = 0; i < kQuadsPerGroup; ++i) quads[i] = load_bytes(low + i * kQuadBytes);
+            for (size_t i = 0; i < kQuadsPerGroup; ++i) {
+                quads[i] = load_bytes(low + i * kQuadBytes);
+            }
             return;
         }
         const U8x64 half_byte = broadcast_byte(15);
@@ -68,7 +74,9 @@ public:
             quads[i + 4] = shifted_bits<-4>(both, half_byte);
         }
         const uint8_t* const high = low + 4 * kQuadBytes;
-        if constexpr (kFormat.code_bits == 5) add_fifth_bits(load_bytes(high), quads);
+        if constexpr (kFormat.code_bits == 5) {
+            add_fifth_bits(load_bytes(high), quads);
+        }
         if constexpr (kFormat.code_bits == 6) {
             add_two_bits(load_bytes(high), quads);
             add_two_bits(load_bytes(high + kQuadBytes), quads + 4);
@@ -76,13 +84,17 @@ public:
     }
     QWENSTACK_INLINE void end_group() {
         const uintptr_t ahead = reinterpret_cast<uintptr_t>(at_) + kPrefetchBytes;  // may lie beyond the weights
-        for (size_t i = 0; i < group_bytes(kFormat); i += 64) __builtin_prefetch(reinterpret_cast<const void*>(ahead + i));
+        for (size_t i = 0; i < group_bytes(kFormat); i += 64) {
+            __builtin_prefetch(reinterpret_cast<const void*>(ahead + i));
+        }
         at_ += group_bytes(kFormat);
     }
 
 private:
     QWENSTACK_INLINE static F32x16 multiplier(const uint8_t* from, size_t half, F32x16 upper_level) {
-        if constexpr (!kFormat.two_level) return load_half(reinterpret_cast<const uint16_t*>(from));
+        if constexpr (!kFormat.two_level) {
+            return load_half(reinterpret_cast<const uint16_t*>(from));
+        }
         return upper_level * load_int8(reinterpret_cast<const int8_t*>(from) + half * kTileRows);
     }
     QWENSTACK_INLINE static void add_fifth_bits(U8x64 bits, U8x64 (&quads)[kQuadsPerGroup]) {
@@ -112,10 +124,12 @@ private:
 template <bool kHasOffsets, size_t kTokens>
 QWENSTACK_INLINE void add_dots(const I32x16 (&dots)[kTokens], F32x16 scale, F32x16 offset, const ActivationGroup& group,
                                size_t part, F32x16 (&results)[kTokens]) {
-#pragma GCC unroll 8
+    QWENSTACK_UNROLL
     for (size_t token = 0; token < kTokens; ++token) {
         results[token] = fma(to_float(dots[token]), scale * broadcast(group.scale(token)), results[token]);
-        if constexpr (kHasOffsets) results[token] = fma(offset, broadcast(group.scaled_sum(part, token)), results[token]);
+        if constexpr (kHasOffsets) {
+            results[token] = fma(offset, broadcast(group.scaled_sum(part, token)), results[token]);
+        }
     }
 }
 
@@ -132,7 +146,9 @@ void multiply_packed_tile(const uint8_t* tile, size_t num_groups, int32_t zero, 
     constexpr size_t kScales = kFormat.scales_per_group;
     constexpr size_t kQuadsPerScale = kQuadsPerGroup / kScales;
     F32x16 results[kTokens];
-    for (size_t token = 0; token < kTokens; ++token) results[token] = broadcast(0.0f);
+    for (size_t token = 0; token < kTokens; ++token) {
+        results[token] = broadcast(0.0f);
+    }
     PackedTileReader<kFormat> reader(tile);
     for (size_t index = 0; index < num_groups; ++index) {
         const ActivationGroup group{activations + index * kTokens * kActivationGroupBytes, kTokens};
@@ -145,10 +161,11 @@ void multiply_packed_tile(const uint8_t* tile, size_t num_groups, int32_t zero, 
             for (size_t token = 0; token < kTokens; ++token) {
                 dots[token] = first_dot<kFormat.has_offsets>(group, part, token, zero);
             }
-#pragma GCC unroll 8
+            // Tokens go inside: their sums do not wait for each other.
+            QWENSTACK_UNROLL
             for (size_t i = half * kQuadsPerScale; i < (half + 1) * kQuadsPerScale; ++i) {
-#pragma GCC unroll 8
-                for (size_t token = 0; token < kTokens; ++token) {  // tokens inside: their sums do not wait for each other
+                QWENSTACK_UNROLL
+                for (size_t token = 0; token < kTokens; ++token) {
                     dots[token] = dot4<is_wide(kFormat)>(dots[token], quads[i], group.codes(token) + 4 * i);
                 }
             }
@@ -156,10 +173,13 @@ void multiply_packed_tile(const uint8_t* tile, size_t num_groups, int32_t zero, 
         }
         reader.end_group();
     }
-    for (size_t token = 0; token < kTokens; ++token) store(products + token * kTileRows, results[token]);
+    for (size_t token = 0; token < kTokens; ++token) {
+        store(products + token * kTileRows, results[token]);
+    }
 }
 
-// A run of groups of a tile with codes as bytes and scales as float32: for each group the scales, the offsets, the quads.
+// A run of groups of a tile with codes as bytes and scales as float32: for each group the scales, the offsets, the
+// quads.
 static constexpr size_t kVectorBytes = kTileRows * sizeof(float);
 
 static constexpr size_t expanded_codes_at(const QuantizedFormat& format) {
@@ -187,7 +207,9 @@ void expand_groups(PackedTileReader<kFormat>& reader, size_t num_groups, uint8_t
         }
         U8x64 quads[kQuadsPerGroup];
         reader.read_codes(quads);
-        for (size_t i = 0; i < kQuadsPerGroup; ++i) store_bytes(to + expanded_codes_at(kFormat) + i * kQuadBytes, quads[i]);
+        for (size_t i = 0; i < kQuadsPerGroup; ++i) {
+            store_bytes(to + expanded_codes_at(kFormat) + i * kQuadBytes, quads[i]);
+        }
         reader.end_group();
         to += expanded_group_bytes(kFormat);
     }
@@ -213,18 +235,20 @@ void add_expanded_products(const uint8_t* runs, size_t num_groups, int32_t zero,
         for (size_t half = 0; half < kScales; ++half) {
             const size_t part = kScales == 1 ? 0 : 1 + half;
             I32x16 dots[kTiles][kTokens];
-#pragma GCC unroll 8
+            QWENSTACK_UNROLL
             for (size_t token = 0; token < kTokens; ++token) {
                 const I32x16 start = first_dot<kHasOffsets>(group, part, token, zero);
-                for (size_t tile = 0; tile < kTiles; ++tile) dots[tile][token] = start;
+                for (size_t tile = 0; tile < kTiles; ++tile) {
+                    dots[tile][token] = start;
+                }
             }
-#pragma GCC unroll 8
+            QWENSTACK_UNROLL
             for (size_t i = half * kQuadsPerScale; i < (half + 1) * kQuadsPerScale; ++i) {
                 U8x64 quads[kTiles];
                 for (size_t tile = 0; tile < kTiles; ++tile) {
                     quads[tile] = load_bytes(first + tile * kMaxRunBytes + expanded_codes_at(kFormat) + i * kQuadBytes);
                 }
-#pragma GCC unroll 8
+                QWENSTACK_UNROLL
                 for (size_t token = 0; token < kTokens; ++token) {
                     const int8_t* const codes = group.codes(token) + 4 * i;
                     for (size_t tile = 0; tile < kTiles; ++tile) {
@@ -250,15 +274,33 @@ void add_expanded_products(const uint8_t* runs, size_t num_groups, int32_t zero,
 // Calls `function.template operator()<format>()` with the format as a constant.
 template <typename Function>
 void with_format(const QuantizedFormat& format, Function function) {
-    if (format == kFormatQ4_0) return function.template operator()<kFormatQ4_0>();
-    if (format == kFormatQ4_1) return function.template operator()<kFormatQ4_1>();
-    if (format == kFormatQ5_0) return function.template operator()<kFormatQ5_0>();
-    if (format == kFormatQ5_1) return function.template operator()<kFormatQ5_1>();
-    if (format == kFormatQ8_0) return function.template operator()<kFormatQ8_0>();
-    if (format == kFormatQ2_K) return function.template operator()<kFormatQ2_K>();
-    if (format == kFormatQ3_K) return function.template operator()<kFormatQ3_K>();
-    if (format == kFormatQ4_K) return function.template operator()<kFormatQ4_K>();
-    if (format == kFormatQ5_K) return function.template operator()<kFormatQ5_K>();
+    if (format == kFormatQ4_0) {
+        return function.template operator()<kFormatQ4_0>();
+    }
+    if (format == kFormatQ4_1) {
+        return function.template operator()<kFormatQ4_1>();
+    }
+    if (format == kFormatQ5_0) {
+        return function.template operator()<kFormatQ5_0>();
+    }
+    if (format == kFormatQ5_1) {
+        return function.template operator()<kFormatQ5_1>();
+    }
+    if (format == kFormatQ8_0) {
+        return function.template operator()<kFormatQ8_0>();
+    }
+    if (format == kFormatQ2_K) {
+        return function.template operator()<kFormatQ2_K>();
+    }
+    if (format == kFormatQ3_K) {
+        return function.template operator()<kFormatQ3_K>();
+    }
+    if (format == kFormatQ4_K) {
+        return function.template operator()<kFormatQ4_K>();
+    }
+    if (format == kFormatQ5_K) {
+        return function.template operator()<kFormatQ5_K>();
+    }
     return function.template operator()<kFormatQ6_K>();
 }
 
@@ -266,22 +308,30 @@ void with_format(const QuantizedFormat& format, Function function) {
 template <size_t kMost, typename Function>
 void with_count(size_t count, Function function) {
     if constexpr (kMost > 1) {
-        if (count < kMost) return with_count<kMost - 1>(count, function);
+        if (count < kMost) {
+            return with_count<kMost - 1>(count, function);
+        }
     }
     return function.template operator()<kMost>();
 }
 
-// Multiplies tiles of one format with up to a block of tokens, straight from their packed form.
+// Expanding a tile costs about as much as multiplying it with this many tokens.
+static constexpr size_t kFewTokens = 16;
+
+// Multiplies tiles of one format with a few tokens, straight from their packed form.
 template <QuantizedFormat kFormat>
 void multiply_few_tokens(const LinearJob& job, const TileSet& tiles, const TileRange& range, float* products) {
     const size_t num_groups = job.in_features / kGroupColumns;
-    const uint8_t* const activations = job.activations + range.first_token * num_groups * kActivationGroupBytes;
-    with_count<kBlockTokens>(range.num_tokens, [&]<size_t kTokens>() {
-        for (size_t i = 0; i < tiles.count; ++i) {
-            multiply_packed_tile<kFormat, kTokens>(tiles.tile[i], num_groups, tiles.segment->zero, activations,
-                                                   products + i * kMaxRangeTokens * kTileRows);
+    const size_t token_bytes = num_groups * kActivationGroupBytes;
+    for (size_t i = 0; i < tiles.count; ++i) {
+        for (size_t token = 0; token < range.num_tokens; token += kBlockTokens) {
+            with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {
+                multiply_packed_tile<kFormat, kTokens>(tiles.tile[i], num_groups, tiles.segment->zero,
+                                                       job.activations + (range.first_token + token) * token_bytes,
+                                                       products + (i * kMaxRangeTokens + token) * kTileRows);
+            });
         }
-    });
+    }
 }
 
 // Multiplies `kTiles` tiles of one format with any range of tokens, expanding them run by run.
@@ -297,7 +347,9 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
     }
     for (size_t group = 0; group < num_groups; group += kRunGroups) {
         const size_t run_groups = smaller(kRunGroups, num_groups - group);
-        for (size_t i = 0; i < kTiles; ++i) expand_groups<kFormat>(readers[i], run_groups, runs + i * kMaxRunBytes);
+        for (size_t i = 0; i < kTiles; ++i) {
+            expand_groups<kFormat>(readers[i], run_groups, runs + i * kMaxRunBytes);
+        }
         for (size_t token = 0; token < range.num_tokens; token += kBlockTokens) {
             with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {
                 const uint8_t* const activations = job.activations + (range.first_token + token) * token_bytes +
@@ -313,7 +365,7 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
 inline void multiply_quantized_tiles(const LinearJob& job, const TileSet& tiles, const TileRange& range, uint8_t* runs,
                                      float* products) {
     with_format(tiles.segment->format, [&]<QuantizedFormat kFormat>() {
-        if (range.num_tokens <= kBlockTokens) {
+        if (range.num_tokens <= kFewTokens) {
             multiply_few_tokens<kFormat>(job, tiles, range, products);
         } else {
             with_count<kMaxTiles>(tiles.count, [&]<size_t kTiles>() {

@@ -55,8 +55,8 @@ void rope_and_write_token(const RopeJob& job, size_t token) {
                     [&](size_t i, F32x16 turned, size_t count) { store_first(query + i, turned, count); });
     }
     for (size_t head = 0; head < job.num_kv_heads; ++head) {
-        const size_t index = cache_index(slot / job.block_size, head, slot % job.block_size, job.num_kv_heads,
-                                         job.block_size, head_dim);
+        const size_t index =
+            cache_index(slot / job.block_size, head, slot % job.block_size, job.num_kv_heads, job.block_size, head_dim);
         Value* const key = static_cast<Value*>(job.k_cache) + index;
         rotate_head(keys + head * head_dim, head_dim, job.k_norm, job.eps, angles,
                     [&](size_t i, F32x16 turned, size_t count) { store_cached<kType>(key + i, turned, count); });

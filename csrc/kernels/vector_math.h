@@ -5,13 +5,22 @@
 #include <cstdint>
 #include <cstring>
 
+// Before a loop of at most 8 rounds over registers: it must become straight code.
+#if defined(__clang__)
+#define QWENSTACK_UNROLL _Pragma("unroll")
+#else
+#define QWENSTACK_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 namespace qwenstack {
 namespace {
 
 // Loads and stores of fewer than 16 values; the missing lanes are 0.
 template <typename Load, typename T>
 QWENSTACK_INLINE auto load_first(Load load_all, const T* from, size_t count) {
-    if (count >= 16) return load_all(from);
+    if (count >= 16) {
+        return load_all(from);
+    }
     T values[16] = {};
     std::memcpy(values, from, count * sizeof(T));
     return load_all(values);
@@ -22,7 +31,9 @@ QWENSTACK_INLINE F32x16 load_first(const float* from, size_t count) {
 }
 
 QWENSTACK_INLINE void store_first(float* to, F32x16 a, size_t count) {
-    if (count >= 16) return store(to, a);
+    if (count >= 16) {
+        return store(to, a);
+    }
     float values[16];
     store(values, a);
     std::memcpy(to, values, count * sizeof(float));
@@ -31,9 +42,7 @@ QWENSTACK_INLINE void store_first(float* to, F32x16 a, size_t count) {
 // Rounds to a whole number, ties to even, for |a| < 2^22: adding 1.5 · 2^23 leaves no bits for a fraction.
 static constexpr float kRoundingMagic = 12582912.0f;
 
-QWENSTACK_INLINE F32x16 round_to_whole(F32x16 a) {
-    return (a + broadcast(kRoundingMagic)) - broadcast(kRoundingMagic);
-}
+QWENSTACK_INLINE F32x16 round_to_whole(F32x16 a) { return (a + broadcast(kRoundingMagic)) - broadcast(kRoundingMagic); }
 
 // e^x for x clipped to ±87, about 2 ulp; NaN stays NaN. With n = round(x / ln 2) it is 2^n · p(x - n · ln 2).
 // Source: polynomial and two-part ln 2 of Cephes `expf` (Moshier).

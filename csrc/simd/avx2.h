@@ -77,12 +77,8 @@ QWENSTACK_INLINE F32x16 operator/(F32x16 a, F32x16 b) {
 QWENSTACK_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
-QWENSTACK_INLINE F32x16 max(F32x16 a, F32x16 b) {
-    return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
-}
-QWENSTACK_INLINE F32x16 min(F32x16 a, F32x16 b) {
-    return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
-}
+QWENSTACK_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+QWENSTACK_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
 
 QWENSTACK_INLINE I32x16 broadcast_integer(int32_t value) {
     return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)};
@@ -200,8 +196,12 @@ QWENSTACK_INLINE U8x64 broadcast_byte(uint8_t value) {
 // There is no shift of bytes: 16-bit lanes are shifted, and the mask drops what came from the neighbour.
 template <int kLeft>
 QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
-    if constexpr (kLeft > 0) return U8x64{_mm256_slli_epi16(a.low, kLeft), _mm256_slli_epi16(a.high, kLeft)} & mask;
-    if constexpr (kLeft < 0) return U8x64{_mm256_srli_epi16(a.low, -kLeft), _mm256_srli_epi16(a.high, -kLeft)} & mask;
+    if constexpr (kLeft > 0) {
+        return U8x64{_mm256_slli_epi16(a.low, kLeft), _mm256_slli_epi16(a.high, kLeft)} & mask;
+    }
+    if constexpr (kLeft < 0) {
+        return U8x64{_mm256_srli_epi16(a.low, -kLeft), _mm256_srli_epi16(a.high, -kLeft)} & mask;
+    }
     return a & mask;
 }
 

@@ -133,8 +133,12 @@ QWENSTACK_INLINE U8x64 broadcast_byte(uint8_t value) { return {_mm512_set1_epi8(
 // There is no shift of bytes: 16-bit lanes are shifted, and the mask drops what came from the neighbour.
 template <int kLeft>
 QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
-    if constexpr (kLeft > 0) return U8x64{_mm512_slli_epi16(a.v, kLeft)} & mask;
-    if constexpr (kLeft < 0) return U8x64{_mm512_srli_epi16(a.v, -kLeft)} & mask;
+    if constexpr (kLeft > 0) {
+        return U8x64{_mm512_slli_epi16(a.v, kLeft)} & mask;
+    }
+    if constexpr (kLeft < 0) {
+        return U8x64{_mm512_srli_epi16(a.v, -kLeft)} & mask;
+    }
     return a & mask;
 }
 

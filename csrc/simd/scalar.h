@@ -34,21 +34,27 @@ struct U8x64 {
 template <typename Function>
 QWENSTACK_INLINE F32x16 map_lanes(Function function) {
     F32x16 result;
-    for (int i = 0; i < 16; ++i) result.lane[i] = function(i);
+    for (int i = 0; i < 16; ++i) {
+        result.lane[i] = function(i);
+    }
     return result;
 }
 
 template <typename Function>
 QWENSTACK_INLINE I32x16 map_integer_lanes(Function function) {
     I32x16 result;
-    for (int i = 0; i < 16; ++i) result.lane[i] = function(i);
+    for (int i = 0; i < 16; ++i) {
+        result.lane[i] = function(i);
+    }
     return result;
 }
 
 template <typename Function>
 QWENSTACK_INLINE U8x64 map_bytes(Function function) {
     U8x64 result;
-    for (int i = 0; i < 64; ++i) result.byte[i] = static_cast<uint8_t>(function(i));
+    for (int i = 0; i < 64; ++i) {
+        result.byte[i] = static_cast<uint8_t>(function(i));
+    }
     return result;
 }
 
@@ -85,8 +91,12 @@ inline uint16_t half_of_float(float value) {
     const uint32_t bits = bits_of_float(value);
     const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
     const uint32_t magnitude = bits & 0x7FFFFFFFu;
-    if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u | ((magnitude >> 13) & 0x03FFu));
-    if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 65520 and above round to infinity
+    if (magnitude > 0x7F800000u) {
+        return static_cast<uint16_t>(sign | 0x7E00u | ((magnitude >> 13) & 0x03FFu));
+    }
+    if (magnitude >= 0x477FF000u) {
+        return static_cast<uint16_t>(sign | 0x7C00u);  // 65520 and above round to infinity
+    }
     if (magnitude < 0x38800000u) {  // below the smallest normal half: adding 0.5 lets the hardware round at 2^-24
         const float shifted = float_of_bits(magnitude) + 0.5f;
         return static_cast<uint16_t>(sign | (bits_of_float(shifted) - 0x3F000000u));
@@ -112,13 +122,19 @@ QWENSTACK_INLINE I32x16 load_widened(const uint16_t* from) {
 }
 QWENSTACK_INLINE void store(float* to, F32x16 a) { std::memcpy(to, a.lane, sizeof a.lane); }
 QWENSTACK_INLINE void store_half(uint16_t* to, F32x16 a) {
-    for (int i = 0; i < 16; ++i) to[i] = half_of_float(a.lane[i]);
+    for (int i = 0; i < 16; ++i) {
+        to[i] = half_of_float(a.lane[i]);
+    }
 }
 QWENSTACK_INLINE void store_narrowed(uint16_t* to, I32x16 a) {  // keeps the low 16 bits
-    for (int i = 0; i < 16; ++i) to[i] = static_cast<uint16_t>(a.lane[i]);
+    for (int i = 0; i < 16; ++i) {
+        to[i] = static_cast<uint16_t>(a.lane[i]);
+    }
 }
 QWENSTACK_INLINE void store_int8(int8_t* to, I32x16 a) {  // lanes must fit
-    for (int i = 0; i < 16; ++i) to[i] = static_cast<int8_t>(a.lane[i]);
+    for (int i = 0; i < 16; ++i) {
+        to[i] = static_cast<int8_t>(a.lane[i]);
+    }
 }
 
 QWENSTACK_INLINE F32x16 operator+(F32x16 a, F32x16 b) {
@@ -194,24 +210,32 @@ QWENSTACK_INLINE F32x16 float_of(I32x16 a) {
 // The one order in which lanes are added: halves, quarters, eighths, pairs.
 QWENSTACK_INLINE float sum(F32x16 a) {
     for (int width = 8; width > 0; width /= 2) {
-        for (int i = 0; i < width; ++i) a.lane[i] = a.lane[i] + a.lane[i + width];
+        for (int i = 0; i < width; ++i) {
+            a.lane[i] = a.lane[i] + a.lane[i + width];
+        }
     }
     return a.lane[0];
 }
 QWENSTACK_INLINE int32_t sum(I32x16 a) {
     int32_t total = 0;
-    for (int i = 0; i < 16; ++i) total += a.lane[i];
+    for (int i = 0; i < 16; ++i) {
+        total += a.lane[i];
+    }
     return total;
 }
 QWENSTACK_INLINE float largest(F32x16 a) {
     for (int width = 8; width > 0; width /= 2) {
-        for (int i = 0; i < width; ++i) a.lane[i] = a.lane[i] > a.lane[i + width] ? a.lane[i] : a.lane[i + width];
+        for (int i = 0; i < width; ++i) {
+            a.lane[i] = a.lane[i] > a.lane[i + width] ? a.lane[i] : a.lane[i + width];
+        }
     }
     return a.lane[0];
 }
 QWENSTACK_INLINE int32_t largest(I32x16 a) {
     int32_t result = a.lane[0];
-    for (int i = 1; i < 16; ++i) result = result > a.lane[i] ? result : a.lane[i];
+    for (int i = 1; i < 16; ++i) {
+        result = result > a.lane[i] ? result : a.lane[i];
+    }
     return result;
 }
 
@@ -241,7 +265,8 @@ QWENSTACK_INLINE U8x64 broadcast_byte(uint8_t value) {
 // Moves the bits of each byte and keeps those of `mask`; positive `kLeft` moves to the left, negative to the right.
 template <int kLeft>
 QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
-    return map_bytes([&](int i) { return (kLeft >= 0 ? a.byte[i] << (kLeft & 7) : a.byte[i] >> (-kLeft & 7)) & mask.byte[i]; });
+    return map_bytes(
+        [&](int i) { return (kLeft >= 0 ? a.byte[i] << (kLeft & 7) : a.byte[i] >> (-kLeft & 7)) & mask.byte[i]; });
 }
 
 // Adds to each lane the product of its four unsigned codes with the same four signed activations; exact. Codes are at
@@ -250,7 +275,9 @@ template <bool kWide>
 QWENSTACK_INLINE I32x16 dot4(I32x16 total, U8x64 codes, const int8_t* activations) {
     return map_integer_lanes([&](int i) {
         int32_t result = total.lane[i];
-        for (int k = 0; k < 4; ++k) result += codes.byte[4 * i + k] * activations[k];
+        for (int k = 0; k < 4; ++k) {
+            result += codes.byte[4 * i + k] * activations[k];
+        }
         return result;
     });
 }

@@ -47,6 +47,8 @@ class EngineSettings:
     """Tokens that one step computes; a long prompt is read in pieces of this size."""
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Type of stored keys and values; auto: float32 for float32 weights, else float16."""
+    activation_bits: Literal[8, 16] | None = None
+    """How finely activations are rounded; none: 16 bits for models under 300 million parameters, 8 for others."""
     isa: Literal["auto", "avx512", "avx2", "scalar", "reference"] = "auto"
     """Instruction set of the kernels; auto: the best that this CPU has."""
 

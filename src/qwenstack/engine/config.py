@@ -40,6 +40,8 @@ class EngineConfig:
     """Tokens a KV block holds."""
     kv_cache_dtype: KVCacheDtype = "auto"
     """`auto`: float32 for float32 weights, else float16."""
+    activation_bits: Literal[8, 16] | None = None
+    """How finely activations are rounded where they meet quantised weights; None: 16 for small models, 8 for others."""
     isa: IsaName = "auto"
     """Instruction set of the kernels; `reference` is the readable numpy twin."""
 

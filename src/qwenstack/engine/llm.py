@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack, cast
+from typing import Literal, TypedDict, Unpack, cast
 
 from qwenstack.core.errors import EngineError, RequestError
 from qwenstack.core.messages import Message, parse_messages
@@ -43,6 +43,7 @@ class EngineOptions(TypedDict, total=False):
     max_num_batched_tokens: int
     block_size: int
     kv_cache_dtype: KVCacheDtype
+    activation_bits: Literal[8, 16] | None
     isa: IsaName
 
 

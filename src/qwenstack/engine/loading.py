@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,9 @@ _PACKING_OVERHEAD = 1.12
 Q4_K_M of Qwen2.5-Coder-0.5B: 1.04; Q4_K alone: 1.11 (`benches/packed_size.py`)."""
 _WORKING_BYTES = 200 << 20
 """Activations, logits, vocabulary and the interpreter."""
+_SMALL_MODEL_PARAMETERS = 300_000_000
+"""Small models feel the rounding of activations most and can best afford to avoid it: int8 costs SmolLM2-135M a mean KL
+of 0.0042 and the capital of France, Qwen2.5-Coder-0.5B 0.0007 (`docs/lab-notes.md`, 2026-11-22)."""
 _DEFAULT_CONTEXTS = 4
 """Full contexts that the cache holds where nobody says how much memory it may take."""
 _KV_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
@@ -59,7 +63,9 @@ def load_model(config: EngineConfig) -> LoadedModel:
     max_model_len = _max_model_len(config, model_config)
     dtype = _kv_dtype(config, reader)
     num_blocks = _num_blocks(config, model_config, reader, max_model_len, dtype)
-    kernels = load_kernels(config.num_threads or _num_cores(), config.isa)
+    kernels = load_kernels(
+        config.num_threads or _num_cores(), config.isa, activation_bits=_activation_bits(config, model_config)
+    )
     decoder = Decoder(model_config, reader, kernels, max_model_len=max_model_len)
     tokenizer = load_tokenizer(checkpoint)
     return LoadedModel(
@@ -104,6 +110,12 @@ def default_sampling(checkpoint: Checkpoint) -> Mapping[str, float | int]:
         return {name: value for name in _SAMPLING_NAMES if isinstance(value := stored.get(name), int | float)}
     model_type = read_config(checkpoint).model_type
     return dict(_QWEN3_SAMPLING if model_type.startswith("qwen3") else _QWEN_SAMPLING)
+
+
+def _activation_bits(config: EngineConfig, model_config: ModelConfig) -> Literal[8, 16]:
+    if config.activation_bits is not None:
+        return config.activation_bits
+    return 16 if model_config.num_parameters < _SMALL_MODEL_PARAMETERS else 8
 
 
 def _num_cores() -> int:

@@ -6,10 +6,11 @@ arrays and storage types, not models, files or requests.
 
 from qwenstack.kernels.dequantize import dequantize
 from qwenstack.kernels.load import KernelChoice, load_kernels, supported_isas
-from qwenstack.kernels.protocol import Isa, Kernels, PackedLinear, RawWeight
+from qwenstack.kernels.protocol import ActivationBits, Isa, Kernels, PackedLinear, RawWeight
 from qwenstack.kernels.reference import ReferenceKernels
 
 __all__ = [
+    "ActivationBits",
     "Isa",
     "KernelChoice",
     "Kernels",

@@ -11,7 +11,7 @@ import numpy as np
 
 from qwenstack.kernels import _native
 from qwenstack.kernels.checks import check_pack
-from qwenstack.kernels.protocol import Isa, PackedLinear, RawWeight
+from qwenstack.kernels.protocol import ActivationBits, Isa, PackedLinear, RawWeight
 
 
 class NativeKernels:
@@ -22,16 +22,18 @@ class NativeKernels:
     Args:
         num_threads: threads that share the work, 1 to 256.
         isa: the instruction set; None takes the best that the processor has. All give the same bits.
+        activation_bits: 8 rounds the activations that meet quantised weights to int8; 16 also keeps, rounded again,
+            what that took away, at twice the work.
 
     Raises:
         ValueError: `num_threads` is out of range, or the processor lacks the instruction set.
     """
 
-    def __init__(self, num_threads: int, isa: Isa | None = None) -> None:
+    def __init__(self, num_threads: int, isa: Isa | None = None, *, activation_bits: ActivationBits = 8) -> None:
         """Start the threads."""
         self.isa: Isa = isa if isa is not None else supported_isas()[0]
         self.num_threads = num_threads
-        self._context = _native.Context(num_threads, self.isa)
+        self._context = _native.Context(num_threads, self.isa, activation_bits == 16)
 
     @property
     def name(self) -> str:

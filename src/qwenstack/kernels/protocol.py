@@ -17,6 +17,7 @@ import numpy as np
 from qwenstack.core.weight_type import WeightType
 
 Isa: TypeAlias = Literal["avx512", "avx2", "scalar"]
+ActivationBits: TypeAlias = Literal[8, 16]
 """Instruction sets that the C++ kernels are built for; all give the same bits."""
 
 

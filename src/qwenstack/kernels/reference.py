@@ -18,7 +18,7 @@ from qwenstack.kernels.dequantize import (
     float32_to_bfloat16,
     unpack,
 )
-from qwenstack.kernels.protocol import PackedLinear, RawWeight
+from qwenstack.kernels.protocol import ActivationBits, PackedLinear, RawWeight
 
 _ACTIVATION_GROUP = 32
 """Activations share an int8 scale in groups of this size, the smallest block of the weight types."""
@@ -52,7 +52,16 @@ class ReferencePackedLinear:
 
 
 class ReferenceKernels:
-    """`Kernels` in numpy."""
+    """`Kernels` in numpy.
+
+    Args:
+        activation_bits: 8 rounds the activations that meet quantised weights to int8; 16 also keeps, rounded again,
+            what that took away.
+    """
+
+    def __init__(self, activation_bits: ActivationBits = 8) -> None:
+        """Choose how activations are rounded."""
+        self._activation_bits: ActivationBits = activation_bits
 
     @property
     def name(self) -> str:
@@ -83,7 +92,7 @@ class ReferenceKernels:
         """See `Kernels.linear`."""
         own = _own(packed, "linear")
         checks.check_linear("linear", x_TD, own, norm_weight, out_TO, own.out_features)
-        result_TO = _product(_normed(x_TD, norm_weight, eps), own)
+        result_TO = _product(_normed(x_TD, norm_weight, eps), own, self._activation_bits)
         if accumulate:
             out_TO += result_TO
         else:
@@ -106,7 +115,8 @@ class ReferenceKernels:
                 f"gate_up_silu: needs a gate and an up matrix of equal size, not matrices of {sizes} rows."
             )
         checks.check_linear("gate_up_silu", x_TD, own, norm_weight, out_TF, sizes[0])
-        gate_TF, up_TF = np.split(_product(_normed(x_TD, norm_weight, eps), own), 2, axis=1)
+        product_TF = _product(_normed(x_TD, norm_weight, eps), own, self._activation_bits)
+        gate_TF, up_TF = np.split(product_TF, 2, axis=1)
         out_TF[...] = gate_TF / (np.float32(1) + _exp(-gate_TF)) * up_TF
 
     def rms_norm(self, x_TD: np.ndarray, weight_D: np.ndarray, eps: float, out_TD: np.ndarray) -> None:
@@ -191,16 +201,20 @@ def _normed(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray:
     return x * (np.float32(1) / np.sqrt(mean_square + np.float32(eps))) * weight
 
 
-def _product(x_TD: np.ndarray, packed: ReferencePackedLinear) -> np.ndarray:
-    quantized = quantize_activations(x_TD) if any(segment.parts is not None for segment in packed.segments) else None
+def _product(x_TD: np.ndarray, packed: ReferencePackedLinear, activation_bits: ActivationBits) -> np.ndarray:
+    planes: list[tuple[np.ndarray, np.ndarray]] = []
+    if any(segment.parts is not None for segment in packed.segments):
+        planes.append(quantize_activations(x_TD))
+        if activation_bits == 16:
+            with np.errstate(invalid="ignore"):
+                planes.append(quantize_activations(x_TD - _rounded(*planes[0])))
     results: list[np.ndarray] = []
     for segment in packed.segments:
         if segment.floats is not None:
             results.append(_float_product(x_TD, segment.floats))
         else:
-            assert quantized is not None
             with np.errstate(invalid="ignore", over="ignore"):  # a poisoned row gives NaN, as in the native kernels
-                results.append(_integer_product(*quantized, segment))
+                results.append(np.sum([_integer_product(*plane, segment) for plane in planes], axis=0))
     out_TO = np.concatenate(results, axis=1)
     return out_TO if packed.bias is None else out_TO + packed.bias
 
@@ -227,6 +241,10 @@ def quantize_activations(x_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     codes = np.rint(np.where(usable[:, :, None], groups, np.float32(0)) * inverse[:, :, None])
     scales = np.where(amax >= SMALLEST_AMAX, amax * np.float32(1 / 127), np.where(np.isnan(amax), amax, np.float32(0)))
     return codes.reshape(x_TD.shape), scales
+
+
+def _rounded(codes_TD: np.ndarray, scales_TA: np.ndarray) -> np.ndarray:
+    return codes_TD * np.repeat(scales_TA, _ACTIVATION_GROUP, axis=1)
 
 
 SMALLEST_AMAX = np.float32(2.0**-100)
