@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -10,11 +9,10 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
 from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, Response, ViewportSize, expect
+from playwright.sync_api import BrowserContext, Page, Request, Response, expect
 
 pytestmark = pytest.mark.weights
 
@@ -293,38 +291,3 @@ def test_the_page_talks_to_its_own_server_alone(page: Page, server_url: str) -> 
     send(page, "Hi")
     wait_for_answer(page)
     assert foreign == []
-
-
-@pytest.mark.skipif(
-    os.environ.get("QWENSTACK_SCREENSHOTS") != "1", reason="set QWENSTACK_SCREENSHOTS=1 to take pictures"
-)
-@pytest.mark.parametrize(
-    ("name", "viewport", "colours"),
-    [
-        ("chat-light", {"width": 1280, "height": 800}, "light"),
-        ("chat-dark", {"width": 1280, "height": 800}, "dark"),
-        ("chat-phone", {"width": 390, "height": 844}, "light"),
-    ],
-)
-def test_pictures_of_the_page(
-    browser: Browser, server_url: str, name: str, viewport: ViewportSize, colours: Literal["light", "dark"]
-) -> None:
-    is_phone = viewport["width"] < 500
-    question = os.environ.get("QWENSTACK_SCREENSHOT_QUESTION", "Write quicksort in Python and explain how it works.")
-    context = browser.new_context(
-        locale="en-GB",
-        viewport=viewport,
-        color_scheme=colours,
-        has_touch=is_phone,
-        is_mobile=is_phone,
-        device_scale_factor=2,
-    )
-    page = context.new_page()
-    open_page(page, server_url)
-    send(page, question)
-    wait_for_answer(page)
-    page.locator(".messages").evaluate("(messages) => { messages.scrollTop = 0; }")
-    page.wait_for_timeout(500)
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"{name}.png")
-    context.close()
