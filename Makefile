@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 MODEL ?= auto
 PORT ?= 8000
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist loadgroup
 
 RUN := .venv/bin
 DEV := .venv-test/bin
@@ -31,13 +31,13 @@ install: .venv/installed web ## Install into .venv without starting anything
 # The package is installed in place: a change of a Python file needs no new installation, a change of a kernel does.
 .venv/installed: pyproject.toml $(NATIVE_SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qwenstack needs Python 3.11 or newer; say which with: make run PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(RUN)/python || $(PYTHON) -m venv .venv
+	@test -x $(RUN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python cannot make environments here; on Debian: apt install python3-venv"; exit 1; }
 	@echo "Installing into .venv: building the kernels takes a minute the first time ..."
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 .venv-test/installed: pyproject.toml constraints/ci.txt $(NATIVE_SOURCES)
-	@test -x $(DEV)/python || $(PYTHON) -m venv .venv-test
+	@test -x $(DEV)/pip || $(PYTHON) -m venv .venv-test || { rm -rf .venv-test; echo "Python cannot make environments here; on Debian: apt install python3-venv"; exit 1; }
 	@echo "Installing the test environment into .venv-test ..."
 	@$(DEV)/python -m pip install --quiet --disable-pip-version-check -c constraints/ci.txt torch
 	@$(DEV)/python -m pip install --quiet --disable-pip-version-check -c constraints/ci.txt -e '.[dev]'
@@ -48,19 +48,21 @@ web: $(STATIC) ## Build the web page (Node from the system, else from PyPI)
 $(STATIC): $(WEB_SOURCES)
 	@PYTHON=$(PYTHON) tools/build_web.sh || echo "The web page was not built; the API works without it."
 
-test: test-python test-web ## Run all tests
+test: test-web test-python ## Run all tests
 
 test-python: .venv-test/installed web
 	@tools/install_chromium.sh
 	@$(DEV)/qwenstack pull smollm2-135m && $(DEV)/qwenstack pull qwen2.5-coder-0.5b
-	$(DEV)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(DEV)/python -m pytest --ignore tests/e2e $(PYTEST_FLAGS)
+	$(DEV)/python -m pytest tests/e2e
 
 test-web: web
 	@PYTHON=$(PYTHON) tools/build_web.sh test
 
 test-long: .venv-test/installed web ## Run the tests that take hours
 	@tools/install_chromium.sh
-	$(DEV)/python -m pytest -m slow
+	@$(DEV)/qwenstack pull smollm2-135m && $(DEV)/qwenstack pull qwen2.5-coder-0.5b
+	QWENSTACK_FUZZ_SECONDS=1800 $(DEV)/python -m pytest tests/fuzz --timeout 4000
 
 lint: .venv-test/installed ## Check format, style, types, import contracts and spelling
 	$(DEV)/ruff format --check .

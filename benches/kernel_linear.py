@@ -49,8 +49,13 @@ def random_weight(weight_type: WeightType, shape: tuple[int, int], rng: np.rando
     rows, columns = shape
     data = rng.integers(0, 256, (rows, weight_type.row_bytes(columns)), np.uint8)
     if weight_type.is_float:
-        dtype = {WeightType.F32: np.float32, WeightType.F16: np.float16}.get(weight_type, np.uint16)
-        data = np.full((rows, columns), 1, dtype).view(np.uint8)
+        bits = rng.normal(scale=0.01, size=shape).astype(np.float32).view(np.uint32)
+        values = {
+            WeightType.F32: bits,
+            WeightType.F16: bits.view(np.float32).astype(np.float16),
+            WeightType.BF16: (bits >> 16).astype(np.uint16),
+        }[weight_type]
+        data = values.view(np.uint8).reshape(rows, -1)
     else:
         blocks = data.reshape(-1, weight_type.block_bytes)
         for offset in _HALVES.get(weight_type.name, (0,)):

@@ -3,6 +3,7 @@
 
 // clang-format off: each file uses the ones before it
 #include "vector_math.h"
+#include "prefetch.h"
 #include "activations.h"
 #include "quantized_linear.h"
 #include "float_linear.h"

@@ -35,6 +35,7 @@ void multiply_float_block(const uint8_t* tile, size_t num_columns, const float* 
     }
     size_t column = 0;
     for (; column + kSums <= num_columns; column += kSums) {
+        prefetch_weights_after(tile + column * kColumnBytes, kSums * kColumnBytes);
         for (size_t i = 0; i < kSums; ++i) {
             const F32x16 weights = load_weights<kKind>(tile + (column + i) * kColumnBytes);
             for (size_t token = 0; token < kTokens; ++token) {

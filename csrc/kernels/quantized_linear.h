@@ -31,10 +31,6 @@ static constexpr bool is_wide(const QuantizedFormat& format) { return format.cod
 
 static constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-// How far ahead of the group in work memory is asked for: the hardware alone stops at page ends. Best of 1…16 KiB for
-// one token on a Xeon of 2.1 GHz (benches/kernel_linear.py, 2026-11-22): 9.9 → 12.8 GB/s a thread.
-static constexpr size_t kPrefetchBytes = 8192;
-
 // Reads a tile of weight_layout.h group by group.
 template <QuantizedFormat kFormat>
 class PackedTileReader {
@@ -83,10 +79,7 @@ public:
         }
     }
     QWENSTACK_INLINE void end_group() {
-        const uintptr_t ahead = reinterpret_cast<uintptr_t>(at_) + kPrefetchBytes;  // may lie beyond the weights
-        for (size_t i = 0; i < group_bytes(kFormat); i += 64) {
-            __builtin_prefetch(reinterpret_cast<const void*>(ahead + i));
-        }
+        prefetch_weights_after(at_, group_bytes(kFormat));
         at_ += group_bytes(kFormat);
     }
 

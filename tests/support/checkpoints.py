@@ -73,7 +73,7 @@ def our_logits(
     """Return our logits `[T, V]` of a whole text, after an optional change of the configuration."""
     checkpoint = open_checkpoint(path)
     config = change(read_config(checkpoint))
-    decoder = Decoder(config, WeightReader(checkpoint, config), kernels, max_model_len=len(token_ids))
+    decoder = Decoder(config, WeightReader(checkpoint, config), kernels)
     batch = whole_text_batch(token_ids)
     cache = KVCache.allocate(config, num_blocks=batch.block_table.size, block_size=BLOCK_SIZE, dtype=np.dtype(kv_dtype))
     return decoder.logits(decoder.forward(batch, cache))

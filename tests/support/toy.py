@@ -76,7 +76,7 @@ class ToyDecoder:
 
 def toy_model(*, num_blocks: int = 64, max_model_len: int = 128, **options: Any) -> LoadedModel:
     """Return a model that an `Engine` can run."""
-    config = EngineConfig(model_path=Path("toy"), model_name="toy", **{"block_size": 8, **options})
+    config = EngineConfig(model_path=Path("toy"), model_name="toy", **{"block_size": 8, "max_num_seqs": 8, **options})
     keys = np.full((num_blocks, 1, config.block_size, 1), -1, np.float32)
     return LoadedModel(
         config=config,

@@ -40,7 +40,7 @@ class ServeOptions:
     max_model_len: int | None = None
     """Prompt and answer together, in tokens; default: as many as the model was trained for."""
     num_threads: int | None = None
-    """Threads of the kernels; default: one for each physical core."""
+    """Threads of the kernels; default: one for each core."""
 
     def by_key(self) -> dict[str, object]:
         """Return the values by the settings they stand for; None where the option was not used."""

@@ -36,7 +36,7 @@ class EngineSettings:
     """How much of the machine the model may use."""
 
     num_threads: Annotated[int, Between(low=1, high=1024)] | None = None
-    """Threads of the kernels; none: one for each physical core."""
+    """Threads of the kernels; none: one for each core."""
     max_model_len: Annotated[int, Between(low=1, high=1 << 24)] | None = None
     """Prompt and answer together, in tokens; none: as many as the model was trained for."""
     kv_cache_memory_bytes: Annotated[int, Between(low=1 << 16, high=1 << 50)] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -44,8 +43,8 @@ class SamplingParams:
     """New tokens at most; None: as many as the context leaves."""
     min_tokens: int = 0
     """No end-of-sequence token and no stop string before this many new tokens."""
-    stop: Sequence[str] = ()
-    """Strings that end the generation; they are not part of the text."""
+    stop: str | Sequence[str] = ()
+    """String or strings that end the generation; they are not part of the text."""
     stop_token_ids: Sequence[int] = ()
     """Token ids that end the generation, besides the model's own."""
     ignore_eos: bool = False
@@ -93,6 +92,8 @@ class SamplingParams:
         self._check_logit_bias()
 
     def _check_stop(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
         if len(self.stop) > MAX_STOP_STRINGS:
             raise _out_of_range("stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings")
         for text in self.stop:
@@ -108,13 +109,13 @@ class SamplingParams:
             _check_number("logit_bias", bias, -100.0, 100.0)
 
 
-def _check_number(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise _out_of_range(name, value, f"between {low:g} and {high:g}")
 
 
-def _check_integer(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not low <= value <= high:
+def _check_integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise _out_of_range(name, value, f"a whole number between {low} and {high}")
 
 

@@ -43,8 +43,10 @@ _READ_BYTES = 1 << 16
 _STOP_TIMEOUT_S = 1.0
 _FIRST_RESTART_DELAY_S = 0.2
 _LAST_RESTART_DELAY_S = 10.0
-_STATS_TIMEOUT_S = 5.0
-"""Longer than any step; an engine that does not answer by then is not well."""
+_STATS_TIMEOUT_S = 60.0
+"""The worker answers between steps, and a step of a large model on few cores takes many seconds."""
+_SECRETS = frozenset({"QWENSTACK_API_KEYS", "HF_TOKEN"})
+"""What the engine has no use for."""
 
 _Update = OutputDelta | QwenStackError
 
@@ -52,16 +54,22 @@ _Update = OutputDelta | QwenStackError
 class EngineClient:
     """A model in a process of its own; implements `qwenstack.core.protocols.AsyncLLM`."""
 
-    def __init__(self, config: EngineConfig, tokenizer: Tokenizer, sampling: Mapping[str, float | int]) -> None:
-        """Use `EngineClient.start`."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        process: _EngineProcess,
+        card: ModelCard,
+        tokenizer: Tokenizer,
+        sampling: Mapping[str, float | int],
+    ) -> None:
+        """Take over a process that is ready; `EngineClient.start` makes one."""
         self._config = config
+        self._process: _EngineProcess | None = process
+        self._card = card
         self._tokenizer = tokenizer
         self.default_sampling = sampling
         """Sampling that the model's makers recommend, by the names of `SamplingParams`."""
-        self._process: _EngineProcess | None = None
-        self._card: ModelCard | None = None
-        self._supervisor: asyncio.Task[None] | None = None
-        self._closing = False
+        self._supervisor = asyncio.create_task(self._keep_alive(process))
 
     @classmethod
     async def start(cls, config: EngineConfig) -> EngineClient:
@@ -73,22 +81,18 @@ class EngineClient:
             ConfigError: a setting does not suit the machine or the model.
             EngineError: the process died.
         """
-        process = await _EngineProcess.start(config)
+        reading = asyncio.create_task(asyncio.to_thread(_read_text_side, config))
+        process, card = await _EngineProcess.start(config)
         try:
-            tokenizer, sampling = await asyncio.to_thread(_read_text_side, config)
-            client = cls(config, tokenizer, sampling)
-            client._card = await process.wait_until_ready()
+            tokenizer, sampling = await reading
         except BaseException:
             await process.stop()
             raise
-        client._process = process
-        client._supervisor = asyncio.create_task(client._keep_alive())
-        return client
+        return cls(config, process, card, tokenizer, sampling)
 
     @property
     def card(self) -> ModelCard:
         """What is served."""
-        assert self._card is not None
         return self._card
 
     @property
@@ -142,11 +146,9 @@ class EngineClient:
 
     async def close(self) -> None:
         """Stop the engine process; running requests end with an `EngineError`."""
-        self._closing = True
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+        self._supervisor.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._supervisor
         if self._process is not None:
             await self._process.stop()
 
@@ -155,20 +157,23 @@ class EngineClient:
             raise EngineError("The engine is being started again; try again in a moment.")
         return self._process
 
-    async def _keep_alive(self) -> None:
-        """Start the process again whenever it dies, waiting longer each time it does not come up."""
+    async def _keep_alive(self, process: _EngineProcess) -> None:
+        """Start the process again whenever it dies."""
+        while True:
+            await process.wait_until_dead()
+            self._process = None
+            await process.stop()
+            print("The engine process died; starting it again.", file=sys.stderr)
+            process = self._process = await self._start_again()
+
+    async def _start_again(self) -> _EngineProcess:
+        """Try until the process is ready, waiting longer each time it does not come up."""
         delay_s = _FIRST_RESTART_DELAY_S
         while True:
-            if self._process is not None:
-                await self._process.wait_until_dead()
-                await self._process.stop()
-                self._process = None
-            print("The engine process died; starting it again.", file=sys.stderr)
             await asyncio.sleep(delay_s)
             try:
-                process = await _EngineProcess.start(self._config)
-                self._card = await process.wait_until_ready()
-                self._process, delay_s = process, _FIRST_RESTART_DELAY_S
+                process, self._card = await _EngineProcess.start(self._config)
+                return process
             except (QwenStackError, OSError) as error:
                 print(f"The engine did not start: {error}", file=sys.stderr)
                 delay_s = min(2 * delay_s, _LAST_RESTART_DELAY_S)
@@ -189,24 +194,38 @@ class _EngineProcess:
         self._reading = asyncio.create_task(self._read(reader))
 
     @classmethod
-    async def start(cls, config: EngineConfig) -> _EngineProcess:
+    async def start(cls, config: EngineConfig) -> tuple[_EngineProcess, ModelCard]:
+        """Start a worker and wait until its model is loaded; a worker that does not get there is gone afterwards.
+
+        Raises:
+            QwenStackError: as `EngineClient.start`.
+        """
+        process = await cls._spawn()
+        try:
+            return process, await process.load(config)
+        except BaseException:
+            await process.stop()
+            raise
+
+    @classmethod
+    async def _spawn(cls) -> _EngineProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # the folder where the server was started is not a place to import from
                 "-m",
                 "qwenstack.engine.worker",
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C and signals to the group are the server's; it ends us in order
                 env=_worker_environment(),
             )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        started = cls(process, reader, writer)
-        started._send(Start(config))
-        return started
+        return cls(process, *await asyncio.open_unix_connection(sock=ours))
 
-    async def wait_until_ready(self) -> ModelCard:
+    async def load(self, config: EngineConfig) -> ModelCard:
+        self._send(Start(config))
         return await asyncio.shield(self._ready)
 
     async def wait_until_dead(self) -> None:
@@ -315,5 +334,6 @@ def _read_text_side(config: EngineConfig) -> tuple[Tokenizer, Mapping[str, float
 
 
 def _worker_environment() -> dict[str, str]:
-    """Give the worker our environment and the import path that found us."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    """Give the worker our environment without its secrets, and the import path that found us."""
+    kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qwenstack.core.errors import ConfigError
 
@@ -46,7 +46,12 @@ class EngineConfig:
     """Instruction set of the kernels; `reference` is the readable numpy twin."""
 
     def __post_init__(self) -> None:
-        """Check every range."""
+        """Check every choice and range."""
+        for name, choices in (("kv_cache_dtype", get_args(KVCacheDtype)), ("isa", get_args(IsaName))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
+        if self.activation_bits not in (None, 8, 16):
+            raise ConfigError(f"`activation_bits` is {self.activation_bits!r}; choose 8 or 16.")
         for name, low, high in (
             ("num_threads", 1, 1024),
             ("max_model_len", 1, 1 << 24),
@@ -59,3 +64,8 @@ class EngineConfig:
             value: int | None = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"`{name}` is {value!r}; it must lie between {low} and {high}.")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"`max_num_batched_tokens` is {self.max_num_batched_tokens}, below `max_num_seqs` {self.max_num_seqs}: "
+                "some answers would never get their token. Raise the first or lower the second."
+            )

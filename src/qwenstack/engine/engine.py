@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Sequence as SequenceOf
+from itertools import islice
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from qwenstack.engine.sampler import TokenHistory, choose_token, token_logprob, 
 from qwenstack.engine.scheduler import Plan, plan
 from qwenstack.engine.sequence import Sequence
 
+_MAX_SCORED_PROMPT = 32_768
+"""Scores of a prompt come in one delta, about 340 bytes a token with 20 alternatives: 11 MB, a sixth of a frame."""
 _LOGIT_ROWS = 32
 """Rows of prompt logits held at a time: 32 x 152k float32 are 19 MB."""
 
@@ -57,7 +60,10 @@ class Engine:
         """
         max_tokens = self._check(prompt_token_ids, params)
         config = self.model.config
-        if len(self._waiting) + params.n > config.max_num_waiting + config.max_num_seqs:
+        places = config.max_num_waiting + config.max_num_seqs
+        if params.n > places:
+            raise RequestError(f"`n` is {params.n}; this server takes {places} answers in all.", param="n")
+        if params.n > places - len(self._running) - len(self._waiting):
             raise CapacityError(f"{len(self._waiting)} answers are waiting already; try again in a moment.")
         seed = params.seed if params.seed is not None else secrets.randbits(62)
         prompt_ids = np.unique(np.asarray(prompt_token_ids, np.int64))
@@ -94,7 +100,7 @@ class Engine:
         config = self.model.config
         decision = plan(
             [sequence.view() for sequence in self._running.values()],
-            [sequence.view() for sequence in self._waiting],
+            [sequence.view() for sequence in islice(self._waiting, config.max_num_seqs)],  # no more can be admitted
             num_free_blocks=self._pool.num_free,
             block_size=config.block_size,
             token_budget=config.max_num_batched_tokens,
@@ -152,6 +158,12 @@ class Engine:
             raise RequestError(
                 f"Token id {wrong} is not in the vocabulary; ids lie between 0 and {vocab_size - 1}.",
                 param="prompt",
+                code="invalid_value",
+            )
+        if params.prompt_logprobs is not None and num_prompt > _MAX_SCORED_PROMPT:
+            raise RequestError(
+                f"The prompt has {num_prompt} tokens; prompts of at most {_MAX_SCORED_PROMPT} can be scored at once.",
+                param="logprobs",
                 code="invalid_value",
             )
         self._check_named_ids(params)

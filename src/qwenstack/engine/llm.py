@@ -147,6 +147,7 @@ class LLM:
             EngineError: the computation failed.
         """
         ids = self.get_tokenizer().encode_chat(parse_messages(messages), tools=tools, enable_thinking=enable_thinking)
+        self._refuse_second_answer()
         request_id = self._submit(ids, sampling_params)
         num_open = sampling_params.n
         try:
@@ -165,6 +166,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[RequestOutput]:
         params = _one_each(sampling_params, len(ids))
+        self._refuse_second_answer()
         submitted: list[str] = []
         try:
             for prompt_ids, choice in zip(ids, params, strict=True):
@@ -187,6 +189,10 @@ class LLM:
                 self._engine.abort(request_id)
             raise
         return list(outputs.values())
+
+    def _refuse_second_answer(self) -> None:
+        if self._engine.has_work:
+            raise RequestError("Another answer of this LLM is still open; finish its generator, or close it, first.")
 
     def _submit(self, prompt_token_ids: list[int], params: SamplingParams) -> str:
         request_id = f"offline-{next(self._request_numbers)}"

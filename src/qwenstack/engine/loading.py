@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
@@ -10,20 +11,20 @@ from typing import Literal
 
 import numpy as np
 
-from qwenstack.core.errors import CapacityError, ConfigError, ModelFormatError
+from qwenstack.core.errors import CapacityError, ConfigError, ModelFormatError, RequestError
 from qwenstack.core.protocols import ModelCard
+from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.core.weight_type import WeightType
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.memory import available_memory_bytes
 from qwenstack.engine.scheduler import blocks_for
 from qwenstack.hub.checkpoint import Checkpoint, open_checkpoint
-from qwenstack.kernels import load_kernels
+from qwenstack.kernels import Kernels, load_kernels
 from qwenstack.models import Decoder, KVCache, ModelConfig, WeightReader, kv_bytes_per_token, read_config
 from qwenstack.tokenizer import Tokenizer
 
 _PACKING_OVERHEAD = 1.12
-"""Packed weights beside the stored ones: scales of K types widen to float32, rows are padded to 16. Measured on
-Q4_K_M of Qwen2.5-Coder-0.5B: 1.04; Q4_K alone: 1.11 (`benches/packed_size.py`)."""
+"""Packed weights beside the stored ones: rows are padded to 16, and Q2_K and Q3_K widen to 4 bits."""
 _WORKING_BYTES = 200 << 20
 """Activations, logits, vocabulary and the interpreter."""
 _SMALL_MODEL_PARAMETERS = 300_000_000
@@ -63,10 +64,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     max_model_len = _max_model_len(config, model_config)
     dtype = _kv_dtype(config, reader)
     num_blocks = _num_blocks(config, model_config, reader, max_model_len, dtype)
-    kernels = load_kernels(
-        config.num_threads or _num_cores(), config.isa, activation_bits=_activation_bits(config, model_config)
-    )
-    decoder = Decoder(model_config, reader, kernels, max_model_len=max_model_len)
+    decoder = Decoder(model_config, reader, _load_kernels(config, model_config))
     tokenizer = load_tokenizer(checkpoint)
     return LoadedModel(
         config=config,
@@ -107,9 +105,22 @@ def default_sampling(checkpoint: Checkpoint) -> Mapping[str, float | int]:
     """
     if checkpoint.generation_config:
         stored = checkpoint.generation_config
-        return {name: value for name in _SAMPLING_NAMES if isinstance(value := stored.get(name), int | float)}
+        numbers = {name: value for name in _SAMPLING_NAMES if isinstance(value := stored.get(name), int | float)}
+        try:
+            dataclasses.replace(SamplingParams(), **numbers)
+        except RequestError as error:
+            raise ModelFormatError(f"generation_config.json recommends what cannot be: {error}") from error
+        return numbers
     model_type = read_config(checkpoint).model_type
     return dict(_QWEN3_SAMPLING if model_type.startswith("qwen3") else _QWEN_SAMPLING)
+
+
+def _load_kernels(config: EngineConfig, model_config: ModelConfig) -> Kernels:
+    num_threads = config.num_threads or _num_cores()
+    try:
+        return load_kernels(num_threads, config.isa, activation_bits=_activation_bits(config, model_config))
+    except ValueError as error:
+        raise ConfigError(f"`isa` is {config.isa!r} and `num_threads` {num_threads}: {error}") from error
 
 
 def _activation_bits(config: EngineConfig, model_config: ModelConfig) -> Literal[8, 16]:

@@ -17,6 +17,8 @@ import numpy as np
 from qwenstack.core.outputs import TokenLogprob
 from qwenstack.core.sampling_params import SamplingParams
 
+_GREEDY_BELOW = 1e-5
+"""A division by less overflows float32, and the likeliest token is certain long before."""
 _TOP_P_CANDIDATES = 1024
 """Sorted first when looking for the nucleus; nearly always enough, else the whole row is sorted."""
 
@@ -55,7 +57,7 @@ def choose_token(
     """
     logits_V = _with_bias(logits_V, params.logit_bias, forbidden_ids)
     logits_V = _with_penalties(logits_V, params, history)
-    if params.temperature == 0.0:
+    if params.temperature < _GREEDY_BELOW:
         return int(logits_V.argmax())
     return _draw(logits_V, params, uniform)
 

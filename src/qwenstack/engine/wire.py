@@ -18,7 +18,7 @@ from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
 
 MAX_FRAME_BYTES = 64 << 20
-"""Far above a full context of ids with log-probabilities; a longer frame means that the stream is broken."""
+"""Above what any step sends, scored prompts included; a longer frame means that the stream is broken."""
 _LENGTH = struct.Struct("<I")
 
 

@@ -1,14 +1,12 @@
 """The engine process: reads commands from a socket, steps the engine, writes what comes out.
 
-Started by `qwenstack.engine.client` as `python -m qwenstack.engine.worker FD`. It ends when the other side closes the
-socket, and leaves Ctrl-C and SIGTERM, which a terminal or a supervisor sends to the whole group, to the server that
-started it: answers then end in order.
+Started by `qwenstack.engine.client` as `python -m qwenstack.engine.worker FD`, in a session of its own. It ends when
+the other side closes the socket.
 """
 
 from __future__ import annotations
 
 import select
-import signal
 import socket
 import sys
 from collections import deque
@@ -69,8 +67,6 @@ class Channel:
 
 def main(fd: int) -> None:
     """Serve one engine over an inherited socket until the other side closes it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=fd))
     try:
         start = channel.receive(wait=True)
@@ -87,6 +83,9 @@ def _load(config: EngineConfig, channel: Channel) -> Engine | None:
         engine = Engine(load_model(config))
     except QwenStackError as error:
         channel.send(LoadFailed(error_type=type(error).__name__, message=str(error)))
+        return None
+    except Exception as error:  # noqa: BLE001 - the one who waits must hear it, whatever it was
+        channel.send(LoadFailed(error_type="EngineError", message=f"{type(error).__name__}: {error}"))
         return None
     channel.send(Ready(card=engine.model.card))
     return engine

@@ -23,6 +23,7 @@ _GGUF_ARCHITECTURES: dict[str, ModelType] = {
 }
 _MAX_SIZE = 1 << 24
 """No dimension of a real model comes near; a hostile file must not make us multiply with larger ones."""
+_MAX_LAYERS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +82,13 @@ class ModelConfig:
                 "max_position_embeddings",
             )
         }
+        if self.experts is not None:
+            sizes["num_experts"] = self.experts.num_experts
+            sizes["moe_intermediate_size"] = self.experts.moe_intermediate_size
         for name, size in sizes.items():
-            if not 1 <= size <= _MAX_SIZE:
-                raise ModelFormatError(f"`{name}` is {size!r}; it must lie between 1 and {_MAX_SIZE}.")
+            limit = _MAX_LAYERS if name == "num_hidden_layers" else _MAX_SIZE
+            if not 1 <= size <= limit:
+                raise ModelFormatError(f"`{name}` is {size!r}; it must lie between 1 and {limit}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelFormatError(
                 f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads."
@@ -182,11 +187,7 @@ class ModelConfig:
                 f"{', '.join(_GGUF_ARCHITECTURES)}."
             )
         model_type = _GGUF_ARCHITECTURES[architecture]
-        scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-        if scaling != "none" or "rope_freqs.weight" in tensor_shapes:
-            raise ModelFormatError(
-                f"The file asks for scaled rotary embedding ({scaling!r}), which is not computed here."
-            )
+        _refuse_unknown_gguf_mathematics(fields, architecture, tensor_shapes)
         if "token_embd.weight" not in tensor_shapes:
             raise ModelFormatError("The file has no tensor `token_embd.weight`.")
         hidden_size = fields.integer(f"{architecture}.embedding_length")
@@ -194,6 +195,8 @@ class ModelConfig:
         head_dim = fields.integer(
             f"{architecture}.attention.key_length", default=hidden_size // max(num_attention_heads, 1)
         )
+        if fields.integer(f"{architecture}.rope.dimension_count", default=head_dim) != head_dim:
+            raise ModelFormatError("The model turns a part of each head only, which is not computed here.")
         experts = _experts_from_gguf(fields, architecture) if model_type == "qwen3_moe" else None
         return cls(
             model_type=model_type,
@@ -240,13 +243,22 @@ class _Fields:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be a number.")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ModelFormatError(f"`{key}` in {self.where} is too large for a number.") from error
 
     def text(self, key: str) -> str:
         value = self._get(key, None)
         if not isinstance(value, str):
             raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be text.")
         return value
+
+    def items(self, key: str) -> Sequence[object]:
+        value = self._get(key, ())
+        if not isinstance(value, list | tuple):
+            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be a list.")
+        return cast("Sequence[object]", value)
 
     def flag(self, key: str, *, default: bool) -> bool:
         value = self._get(key, default)
@@ -261,18 +273,34 @@ def _refuse_unknown_mathematics(fields: _Fields) -> None:
         raise ModelFormatError(f"`hidden_act` is {activation!r}; this decoder computes silu.")
     if fields.flag("mlp_bias", default=False):
         raise ModelFormatError("`mlp_bias` is true; this decoder has no bias in its feed-forward network.")
-    layer_types = cast("Sequence[object]", fields.values.get("layer_types") or ())
-    slides = fields.flag("use_sliding_window", default=False) or any(kind != "full_attention" for kind in layer_types)
-    if slides:
+    kinds = fields.items("layer_types")
+    if fields.flag("use_sliding_window", default=False) or any(kind != "full_attention" for kind in kinds):
         raise ModelFormatError("The model uses sliding-window attention, which is not computed here.")
+    if fields.number("partial_rotary_factor", default=1.0) != 1.0:
+        raise ModelFormatError("The model turns a part of each head only, which is not computed here.")
+
+
+def _refuse_unknown_gguf_mathematics(
+    fields: _Fields, architecture: str, tensor_shapes: Mapping[str, Sequence[int]]
+) -> None:
+    scaling = fields.values.get(f"{architecture}.rope.scaling.type", "none")
+    linear = fields.number(f"{architecture}.rope.scale_linear", default=1.0)
+    if scaling != "none" or linear != 1.0 or "rope_freqs.weight" in tensor_shapes:
+        raise ModelFormatError(f"The file asks for scaled rotary embedding ({scaling!r}), which is not computed here.")
+    if fields.values.get(f"{architecture}.attention.sliding_window"):
+        raise ModelFormatError("The model uses sliding-window attention, which is not computed here.")
+    if fields.values.get(f"{architecture}.expert_shared_count"):
+        raise ModelFormatError("The model has shared experts, which are not computed here.")
 
 
 def _rope_theta(fields: _Fields) -> float:
     """Return the base frequency; newer files keep it in `rope_parameters`, older ones beside `rope_scaling`."""
     for key in ("rope_parameters", "rope_scaling"):
         value = fields.values.get(key)
-        if not isinstance(value, Mapping):
+        if value is None:
             continue
+        if not isinstance(value, Mapping):
+            raise ModelFormatError(f"`{key}` in config.json is {value!r}; it must be an object.")
         nested = _Fields(cast("Mapping[str, object]", value), f"`{key}`")
         kind = nested.values.get("rope_type", nested.values.get("type", "default"))
         if kind != "default":
@@ -283,7 +311,7 @@ def _rope_theta(fields: _Fields) -> float:
 
 
 def _experts_from_hf(fields: _Fields) -> ExpertsConfig:
-    mlp_only = cast("Sequence[object]", fields.values.get("mlp_only_layers") or ())
+    mlp_only = fields.items("mlp_only_layers")
     return ExpertsConfig(
         # transformers 5 writes `num_local_experts`, the released checkpoints say `num_experts`.
         num_experts=fields.integer("num_local_experts" if "num_local_experts" in fields.values else "num_experts"),

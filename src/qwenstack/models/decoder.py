@@ -20,7 +20,7 @@ from qwenstack.hub.stored_tensor import StoredTensor
 from qwenstack.kernels import Kernels, PackedLinear, dequantize
 from qwenstack.models.batch import KVCache, PackedBatch
 from qwenstack.models.config import ExpertsConfig, ModelConfig
-from qwenstack.models.rope import RotaryTable
+from qwenstack.models.rope import Rotary
 from qwenstack.models.weights import WeightReader
 
 
@@ -106,7 +106,7 @@ class Layer:
 class Decoder:
     """A loaded model: token ids in, logits out; keys and values live in the cache that the caller passes."""
 
-    def __init__(self, config: ModelConfig, reader: WeightReader, kernels: Kernels, *, max_model_len: int) -> None:
+    def __init__(self, config: ModelConfig, reader: WeightReader, kernels: Kernels) -> None:
         """Pack every weight for the kernels.
 
         Raises:
@@ -114,7 +114,7 @@ class Decoder:
         """
         self.config = config
         self.kernels = kernels
-        self._rotary = RotaryTable(config.head_dim, config.rope_theta, max_model_len)
+        self._rotary = Rotary(config.head_dim, config.rope_theta)
         self._embedding = reader.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self._layers = tuple(_load_layer(config, index, reader, kernels) for index in range(config.num_hidden_layers))
         self._norm_D = reader.vector("model.norm.weight", config.hidden_size)

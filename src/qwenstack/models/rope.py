@@ -5,22 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 
-class RotaryTable:
-    """Cosines and sines for positions `0 … max_model_len - 1`.
+class Rotary:
+    """Turns positions into the cosines and sines of their angles.
 
     Frequencies and angles are rounded to float32 in the same order as in the reference implementation
-    (`Qwen3RotaryEmbedding` in transformers), so that long positions agree too.
+    (`Qwen3RotaryEmbedding` in transformers), so that long positions agree too. Nothing is kept for all positions: 512
+    of them take 0.2 ms, and a table for a model's longest context could take gigabytes.
     Source: Su et al. 2021, arXiv:2104.09864, section 3.4.2.
     """
 
-    def __init__(self, head_dim: int, rope_theta: float, max_model_len: int) -> None:
-        """Compute the table once; it takes 4 · head_dim · max_model_len bytes."""
+    def __init__(self, head_dim: int, rope_theta: float) -> None:
+        """Compute one frequency for each pair of dimensions."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        frequencies = (np.float32(1.0) / np.power(np.float32(rope_theta), exponents)).astype(np.float32)
-        angles = np.arange(max_model_len, dtype=np.float32)[:, None] * frequencies
-        self._cos = np.cos(angles)
-        self._sin = np.sin(angles)
+        self._frequencies = (np.float32(1.0) / np.power(np.float32(rope_theta), exponents)).astype(np.float32)
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return cosines and sines `[T, H/2]` float32 of the given positions `[T]`."""
-        return self._cos[positions], self._sin[positions]
+        angles = positions.astype(np.float32)[:, None] * self._frequencies
+        return np.cos(angles), np.sin(angles)

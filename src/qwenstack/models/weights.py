@@ -59,11 +59,17 @@ class WeightReader:
     """The tensors of a checkpoint by Hugging Face's names, each with the shape that the configuration demands."""
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
-        """Rename what is there; nothing is copied but Llama's query and key rows."""
+        """Rename what is there; nothing is copied but Llama's query and key rows.
+
+        Raises:
+            ModelFormatError: there are no tensors, or one has a shape that its name does not allow.
+        """
         if checkpoint.format == "gguf":
             self._tensors = dict(_hf_named(checkpoint.tensors, config))
         else:
             self._tensors = dict(checkpoint.tensors)
+        if not self._tensors:
+            raise ModelFormatError(f"{str(checkpoint.path)!r} holds no tensors of a model.")
 
     def matrix(self, name: str, out_features: int, in_features: int) -> StoredTensor:
         """Return a stored matrix.
@@ -125,6 +131,10 @@ def _hf_named(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> Itera
 
 
 def _unstack(tensor: StoredTensor) -> Iterator[StoredTensor]:
+    if len(tensor.shape) != 3:
+        raise ModelFormatError(
+            f"Tensor `{tensor.name}` has shape {list(tensor.shape)}; stacked experts have three sizes."
+        )
     num_experts, out_features, in_features = tensor.shape
     rows = tensor.data.reshape(num_experts, out_features, -1)
     for expert in range(num_experts):

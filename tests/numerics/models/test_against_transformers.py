@@ -14,7 +14,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from qwenstack.kernels import Kernels, load_kernels
 from qwenstack.models import ModelConfig
-from qwenstack.models.rope import RotaryTable
+from qwenstack.models.rope import Rotary
 
 LOGIT_TOLERANCE = 1e-4
 """Largest error as a share of the logits' deviation: float32 rounding through a few layers stays under 2e-5."""
@@ -137,8 +137,8 @@ def test_a_forgotten_part_is_noticed(name: str, mutation: str, tmp_path: Path, m
         case "scale":
             kernels = WithoutScale(kernels)
         case "rope":
-            turned_by = RotaryTable.at
-            monkeypatch.setattr(RotaryTable, "at", lambda table, positions: turned_by(table, positions * 0))
+            turned_by = Rotary.at
+            monkeypatch.setattr(Rotary, "at", lambda rotary, positions: turned_by(rotary, positions * 0))
         case _:
             change = without_renormalisation
     mutated = our_logits(folder, random_ids(), kernels, change=change)

@@ -20,6 +20,8 @@ import qwenstack
 SOURCES = str(Path(qwenstack.__file__).parent.parent)
 PROGRAM = str(Path(__file__).parent / "chat_with_fake_model.py")
 TIMEOUT_S = 30.0
+READLINE_SETTLES_S = 0.3
+"""readline prints its prompt a moment before it listens for signals; nobody's fingers are that fast."""
 CTRL_C, CTRL_D, UP = b"\x03", b"\x04", b"\x1b[A"
 
 
@@ -124,9 +126,11 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(person):
 def test_ctrl_c_at_the_prompt_hints_first_and_then_leaves(person):
     somebody = person()
     somebody.sees("> ")
+    time.sleep(READLINE_SETTLES_S)
     somebody.types(CTRL_C)
     somebody.sees("Ctrl-C again")
     somebody.sees("> ")
+    time.sleep(READLINE_SETTLES_S)
     somebody.types(CTRL_C)
     assert somebody.leaves() == 0
 

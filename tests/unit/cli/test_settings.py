@@ -32,7 +32,9 @@ def test_the_engine_takes_every_value_that_the_settings_allow():
         limits = [mark for mark in setting.marks if isinstance(mark, Between)]
         for number in [limit for mark in limits for limit in (mark.low, mark.high)]:
             if section == "engine":
-                EngineConfig(model_path=Path("m"), model_name="m", **{name: number})
+                # a step must have room for a token of every answer
+                room = {"max_num_seqs": {"max_num_batched_tokens": 4096}, "max_num_batched_tokens": {"max_num_seqs": 1}}
+                EngineConfig(model_path=Path("m"), model_name="m", **{name: number}, **room.get(name, {}))
             else:
                 ServeConfig(**{name: number})
 

@@ -206,6 +206,30 @@ def test_a_full_queue_says_so() -> None:
         engine.add_request("one too many", [1], GREEDY)
 
 
+def test_more_answers_than_places_can_never_be_taken() -> None:
+    engine = Engine(toy_model(max_num_seqs=1, max_num_waiting=0))
+    with pytest.raises(RequestError) as refused:
+        engine.add_request("a", [1], SamplingParams(n=2))
+    assert refused.value.param == "n"
+    engine.add_request("b", [1], GREEDY)
+    with pytest.raises(CapacityError):
+        engine.add_request("c", [1], GREEDY)
+
+
+def test_answers_of_one_request_leave_together_wherever_they_are() -> None:
+    engine = Engine(toy_model(num_blocks=17, max_num_seqs=3))
+    long = SamplingParams(temperature=0.9, seed=1, max_tokens=60, ignore_eos=True, n=6)
+    engine.add_request("many", [5] * 20, long)
+    engine.add_request("other", [6] * 20, GREEDY)
+    for _ in range(30):
+        engine.step()
+    assert engine.abort("many")
+    engine.check_integrity()
+    assert not engine.abort("many")
+    assert run(engine)[("other", 0)].token_ids == alone([6] * 20, GREEDY)
+    assert engine.stats().num_blocks_free == 17
+
+
 def test_a_failing_step_ends_its_requests_and_not_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_model()
     engine = Engine(model)

@@ -74,6 +74,16 @@ def test_temperature_zero_takes_the_first_of_the_likeliest() -> None:
     assert choose(np.array([1.0, 3.0, 3.0], np.float32), SamplingParams(temperature=0)) == 1
 
 
+@given(temperature=st.floats(0, 2), top_p=st.sampled_from([1.0, 0.9]), uniform=st.floats(0, 1, exclude_max=True))
+def test_every_permitted_temperature_gives_a_token_of_the_vocabulary(
+    temperature: float, top_p: float, uniform: float
+) -> None:
+    row = np.random.default_rng(4).normal(scale=20, size=30).astype(np.float32)
+    token = choose(row, SamplingParams(temperature=temperature, top_p=top_p), uniform)
+    assert 0 <= token < 30
+    assert temperature > 1e-5 or token == int(row.argmax())
+
+
 def test_penalties_are_those_of_the_definitions() -> None:
     history = TokenHistory(np.array([0, 3], np.int64))
     for token in (1, 1, 2):

@@ -48,7 +48,7 @@ class ChatOptions:
     think: bool | None = None
     """Let a model that can think do so before it answers, or not; default: as the model does by itself."""
     num_threads: int | None = None
-    """Threads of the kernels; default: one for each physical core."""
+    """Threads of the kernels; default: one for each core."""
 
     @property
     def sampling(self) -> dict[str, float | int]:

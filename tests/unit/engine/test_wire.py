@@ -1,0 +1,76 @@
+"""Frames between the processes: any cut of the stream gives the same messages, and nothing is believed."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwenstack.core.errors import EngineError
+from qwenstack.core.outputs import OutputDelta, TokenLogprob
+from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.config import EngineConfig
+from qwenstack.engine.wire import (
+    MAX_FRAME_BYTES,
+    Abort,
+    Command,
+    Deltas,
+    FrameBuffer,
+    Start,
+    Submit,
+    command_decoder,
+    encode_frame,
+    event_decoder,
+)
+
+COMMANDS: list[Command] = [
+    Start(EngineConfig(model_path=Path("/a/模型.gguf"), model_name="模型", activation_bits=16)),
+    Submit("one", [1, 2, 151_664], SamplingParams(stop=["\n", "停"], logit_bias={5: -100.0}, seed=-3, logprobs=2)),
+    Abort("one"),
+]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1))
+def test_however_the_bytes_arrive_the_commands_are_the_same(sizes: list[int]) -> None:
+    stream = b"".join(encode_frame(command) for command in COMMANDS)
+    buffer = FrameBuffer()
+    received: list[Command] = []
+    at = 0
+    while at < len(stream):
+        size = sizes[at % len(sizes)]
+        received.extend(command_decoder.decode(body) for body in buffer.feed(stream[at : at + size]))
+        at += size
+    assert received[0] == COMMANDS[0]
+    assert received[2] == COMMANDS[2]
+    submitted = received[1]
+    assert isinstance(submitted, Submit)
+    assert list(submitted.params.stop) == ["\n", "停"]
+    assert submitted.params.logit_bias == {5: -100.0}
+    assert submitted.params.seed == -3
+
+
+def test_deltas_keep_everything() -> None:
+    delta = OutputDelta(
+        request_id="r",
+        index=1,
+        text="好",
+        token_ids=[7],
+        logprobs=[TokenLogprob(token_id=7, logprob=-0.5, top=((7, -0.5), (8, -1.0)))],
+        finish_reason="stop",
+        stop_reason="停",
+    )
+    (body,) = FrameBuffer().feed(encode_frame(Deltas(deltas=[delta])))
+    event = event_decoder.decode(body)
+    assert isinstance(event, Deltas)
+    (back,) = event.deltas
+    assert (back.text, list(back.token_ids), back.finish_reason, back.stop_reason) == ("好", [7], "stop", "停")
+    assert back.logprobs is not None
+    assert back.logprobs[0].logprob == -0.5
+
+
+def test_a_frame_that_claims_too_much_is_refused_before_it_is_awaited() -> None:
+    with pytest.raises(EngineError, match="limit"):
+        FrameBuffer().feed(struct.pack("<I", MAX_FRAME_BYTES + 1))
