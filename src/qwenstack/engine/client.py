@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from qwenstack.core import errors
@@ -43,8 +44,8 @@ _READ_BYTES = 1 << 16
 _STOP_TIMEOUT_S = 1.0
 _FIRST_RESTART_DELAY_S = 0.2
 _LAST_RESTART_DELAY_S = 10.0
-_STATS_TIMEOUT_S = 60.0
-"""The worker answers between steps, and a step of a large model on few cores takes many seconds."""
+_STEP_TIMEOUT_S = 60.0
+"""An engine that is silent for longer is not well: a step of a large model on few cores takes seconds, not this."""
 _SECRETS = frozenset({"QWENSTACK_API_KEYS", "HF_TOKEN"})
 """What the engine has no use for."""
 
@@ -81,14 +82,16 @@ class EngineClient:
             ConfigError: a setting does not suit the machine or the model.
             EngineError: the process died.
         """
-        reading = asyncio.create_task(asyncio.to_thread(_read_text_side, config))
-        process, card = await _EngineProcess.start(config)
-        try:
-            tokenizer, sampling = await reading
-        except BaseException:
+        started, text_side = await asyncio.gather(
+            _EngineProcess.start(config), asyncio.to_thread(_read_text_side, config), return_exceptions=True
+        )
+        if isinstance(started, BaseException):
+            raise started
+        process, card = started
+        if isinstance(text_side, BaseException):
             await process.stop()
-            raise
-        return cls(config, process, card, tokenizer, sampling)
+            raise text_side
+        return cls(config, process, card, *text_side)
 
     @property
     def card(self) -> ModelCard:
@@ -190,6 +193,8 @@ class _EngineProcess:
         self._writer = writer
         self._updates: dict[str, asyncio.Queue[_Update]] = {}
         self._stats_waiters: list[asyncio.Future[EngineStats]] = []
+        self._last_stats: EngineStats | None = None
+        self._last_heard_s = time.monotonic()
         self._ready: asyncio.Future[ModelCard] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read(reader))
 
@@ -247,15 +252,19 @@ class _EngineProcess:
             self._send(Abort(request_id))
 
     async def ask_stats(self) -> EngineStats:
+        """Return the last step's counters while the engine works, fresh ones while it is idle."""
         if self._reading.done():
             raise EngineError("The engine stopped; it is being started again.")
+        is_silent = time.monotonic() - self._last_heard_s > _STEP_TIMEOUT_S
+        if self._updates and self._last_stats is not None and not is_silent:
+            return self._last_stats
         waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
         self._stats_waiters.append(waiter)
         self._send(AskStats())
         try:
-            return await asyncio.wait_for(waiter, _STATS_TIMEOUT_S)
+            return await asyncio.wait_for(waiter, _STEP_TIMEOUT_S)
         except TimeoutError as error:
-            raise EngineError(f"The engine did not answer within {_STATS_TIMEOUT_S:g} s.") from error
+            raise EngineError(f"The engine did not answer within {_STEP_TIMEOUT_S:g} s.") from error
 
     async def stop(self) -> None:
         self._writer.close()
@@ -287,8 +296,10 @@ class _EngineProcess:
             )
 
     def _dispatch(self, event: Event) -> None:
+        self._last_heard_s = time.monotonic()
         match event:
-            case Deltas(deltas):
+            case Deltas(deltas, stats):
+                self._last_stats = stats
                 for delta in deltas:
                     self._deliver(delta.request_id, delta)
             case Refused(request_id, error_type, message, param, code):

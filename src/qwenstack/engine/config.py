@@ -27,7 +27,8 @@ class EngineConfig:
     num_threads: int | None = None
     """Threads of the kernels; None: one for each core."""
     max_model_len: int | None = None
-    """Prompt and answer together, in tokens; None: as many as the model was trained for."""
+    """Prompt and answer together, in tokens; None: as many as the model was trained for, or as
+    fit into memory."""
     kv_cache_memory_bytes: int | None = None
     """Memory for keys and values; None: enough for four full contexts, at most a quarter of what is free."""
     max_num_seqs: int = 64

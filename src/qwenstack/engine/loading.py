@@ -32,6 +32,8 @@ _SMALL_MODEL_PARAMETERS = 300_000_000
 of 0.0042 and the capital of France, Qwen2.5-Coder-0.5B 0.0007 (`docs/lab-notes.md`, 2026-11-22)."""
 _DEFAULT_CONTEXTS = 4
 """Full contexts that the cache holds where nobody says how much memory it may take."""
+_SHORTEST_DEFAULT = 4096
+"""A chat with less is not worth starting without asking."""
 _KV_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
 
 _QWEN_SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
@@ -61,9 +63,14 @@ def load_model(config: EngineConfig) -> LoadedModel:
     checkpoint = open_checkpoint(config.model_path)
     model_config = read_config(checkpoint)
     reader = WeightReader(checkpoint, model_config)
-    max_model_len = _max_model_len(config, model_config)
     dtype = _kv_dtype(config, reader)
-    num_blocks = _num_blocks(config, model_config, reader, max_model_len, dtype)
+    cache = plan_cache(
+        config,
+        trained_len=model_config.max_position_embeddings,
+        bytes_per_token=kv_bytes_per_token(model_config, dtype),
+        weight_bytes=int(reader.num_bytes * _PACKING_OVERHEAD) + _WORKING_BYTES,
+        available_bytes=available_memory_bytes(),
+    )
     decoder = Decoder(model_config, reader, _load_kernels(config, model_config))
     tokenizer = load_tokenizer(checkpoint)
     return LoadedModel(
@@ -71,13 +78,13 @@ def load_model(config: EngineConfig) -> LoadedModel:
         card=ModelCard(
             id=config.model_name,
             created=int(time.time()),
-            max_model_len=max_model_len,
+            max_model_len=cache.max_model_len,
             vocab_size=min(tokenizer.vocab_size, model_config.vocab_size),
             num_parameters=model_config.num_parameters,
             weight_format=reader.prevailing_type.name,
         ),
         decoder=decoder,
-        kv_cache=KVCache.allocate(model_config, num_blocks=num_blocks, block_size=config.block_size, dtype=dtype),
+        kv_cache=KVCache.allocate(model_config, num_blocks=cache.num_blocks, block_size=config.block_size, dtype=dtype),
         tokenizer=tokenizer,
     )
 
@@ -133,47 +140,61 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
-    trained = model_config.max_position_embeddings
-    if config.max_model_len is not None and config.max_model_len > trained:
-        raise ConfigError(
-            f"`max_model_len` is {config.max_model_len}; this model was trained for {trained} positions. "
-            "Ask for at most that."
-        )
-    return config.max_model_len or trained
-
-
 def _kv_dtype(config: EngineConfig, reader: WeightReader) -> np.dtype:
     if config.kv_cache_dtype == "auto":
         return _KV_DTYPES["float32" if reader.prevailing_type is WeightType.F32 else "float16"]
     return _KV_DTYPES[config.kv_cache_dtype]
 
 
-def _num_blocks(
-    config: EngineConfig, model_config: ModelConfig, reader: WeightReader, max_model_len: int, dtype: np.dtype
-) -> int:
-    """Return how many KV blocks to reserve; at least one full context, so that any admitted request can finish."""
-    per_block = kv_bytes_per_token(model_config, dtype) * config.block_size
-    least = blocks_for(max_model_len + 1, config.block_size)
-    weights = int(reader.num_bytes * _PACKING_OVERHEAD) + _WORKING_BYTES
-    available = available_memory_bytes()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachePlan:
+    """How much of the memory keys and values take."""
+
+    max_model_len: int
+    num_blocks: int
+
+
+def plan_cache(
+    config: EngineConfig, *, trained_len: int, bytes_per_token: int, weight_bytes: int, available_bytes: int
+) -> CachePlan:
+    """Decide the longest context and the number of KV blocks: one full context at least, so that any request can end.
+
+    Where nobody asks for a length and the trained one does not fit, it is as long as fits, but at least 4,096.
+
+    Raises:
+        ConfigError: the length asked for is beyond the model's, or one context exceeds the memory asked for.
+        CapacityError: weights and one context exceed what is free.
+    """
+    if config.max_model_len is not None and config.max_model_len > trained_len:
+        raise ConfigError(
+            f"`max_model_len` is {config.max_model_len}; this model was trained for {trained_len} positions. "
+            "Ask for at most that."
+        )
+    free_bytes = available_bytes - weight_bytes
+    fitting_len = free_bytes // bytes_per_token - config.block_size
+    length = config.max_model_len or trained_len
+    if config.max_model_len is None and config.kv_cache_memory_bytes is None and fitting_len >= _SHORTEST_DEFAULT:
+        length = min(length, fitting_len)
+    per_block = bytes_per_token * config.block_size
+    least = blocks_for(length + 1, config.block_size)
     if config.kv_cache_memory_bytes is not None:
         wanted = config.kv_cache_memory_bytes // per_block
         if wanted < least:
             raise ConfigError(
-                f"`kv_cache_memory_bytes` is {config.kv_cache_memory_bytes}; one context of "
-                f"{max_model_len} tokens takes {least * per_block}. Give that much, or set a smaller `max_model_len`."
+                f"`kv_cache_memory_bytes` is {config.kv_cache_memory_bytes}; one context of {length} tokens takes "
+                f"{least * per_block}. Give that much, or set a smaller `max_model_len`."
             )
     else:
-        wanted = max(min(_DEFAULT_CONTEXTS * least, available // 4 // per_block), least)
-    needed = weights + wanted * per_block
-    if needed > available:
+        wanted = max(min(_DEFAULT_CONTEXTS * least, available_bytes // 4 // per_block, free_bytes // per_block), least)
+    cache_bytes = wanted * per_block
+    if cache_bytes > free_bytes:
+        longest = f"a `max_model_len` of at most {fitting_len}, or " if fitting_len > 0 else ""
         raise CapacityError(
-            f"{config.model_name} needs {_gigabytes(weights)} for its weights and {_gigabytes(wanted * per_block)} for "
-            f"contexts of {max_model_len} tokens; {_gigabytes(available)} are free. Set a smaller `max_model_len` "
-            f"(a token takes {per_block // config.block_size} bytes), or take a smaller model, such as `smollm2-135m`."
+            f"{config.model_name} needs {_gigabytes(weight_bytes)} for its weights and {_gigabytes(cache_bytes)} "
+            f"for contexts of {length} tokens; {_gigabytes(available_bytes)} are free. "
+            f"Set {longest}take a smaller model, such as `smollm2-135m`."
         )
-    return wanted
+    return CachePlan(max_model_len=length, num_blocks=wanted)
 
 
 def _gigabytes(num_bytes: int) -> str:

@@ -61,9 +61,10 @@ class LoadFailed(msgspec.Struct, tag=True):
 
 
 class Deltas(msgspec.Struct, tag=True):
-    """What one step gave."""
+    """What one step gave, and how the engine stands; one after every step, also when it only read a prompt."""
 
     deltas: list[OutputDelta]
+    stats: EngineStats
 
 
 class Refused(msgspec.Struct, tag=True):

@@ -100,9 +100,7 @@ def _serve(engine: Engine, channel: Channel) -> None:
             _obey(command, engine, channel)
             command = channel.receive(wait=False)
         if engine.has_work:
-            deltas = engine.step()
-            if deltas:
-                channel.send(Deltas(deltas=deltas))
+            channel.send(Deltas(deltas=engine.step(), stats=engine.stats()))
 
 
 def _obey(command: Command, engine: Engine, channel: Channel) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qwenstack.core.errors import EngineError
 from qwenstack.core.outputs import OutputDelta, TokenLogprob
+from qwenstack.core.protocols import EngineStats
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.wire import (
@@ -52,6 +53,20 @@ def test_however_the_bytes_arrive_the_commands_are_the_same(sizes: list[int]) ->
     assert submitted.params.seed == -3
 
 
+STATS = EngineStats(
+    num_requests_running=1,
+    num_requests_waiting=2,
+    num_blocks_total=8,
+    num_blocks_free=2,
+    num_preemptions=0,
+    prompt_tokens=40,
+    generation_tokens=3,
+    prefix_cache_queries=0,
+    prefix_cache_hits=0,
+    num_steps=5,
+)
+
+
 def test_deltas_keep_everything() -> None:
     delta = OutputDelta(
         request_id="r",
@@ -62,10 +77,12 @@ def test_deltas_keep_everything() -> None:
         finish_reason="stop",
         stop_reason="停",
     )
-    (body,) = FrameBuffer().feed(encode_frame(Deltas(deltas=[delta])))
+    (body,) = FrameBuffer().feed(encode_frame(Deltas(deltas=[delta], stats=STATS)))
     event = event_decoder.decode(body)
     assert isinstance(event, Deltas)
     (back,) = event.deltas
+    assert event.stats == STATS
+    assert event.stats.kv_cache_usage == 0.75
     assert (back.text, list(back.token_ids), back.finish_reason, back.stop_reason) == ("好", [7], "stop", "停")
     assert back.logprobs is not None
     assert back.logprobs[0].logprob == -0.5
