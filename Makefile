@@ -40,7 +40,8 @@ install: .venv/installed web ## Install into .venv without starting anything
 	@test -x $(DEV)/pip || $(PYTHON) -m venv .venv-test || { rm -rf .venv-test; echo "Python cannot make environments here; on Debian: apt install python3-venv"; exit 1; }
 	@echo "Installing the test environment into .venv-test ..."
 	@$(DEV)/python -m pip install --quiet --disable-pip-version-check -c constraints/ci.txt torch
-	@$(DEV)/python -m pip install --quiet --disable-pip-version-check -c constraints/ci.txt -e '.[dev]'
+	@$(DEV)/python -m pip install --quiet --disable-pip-version-check -c constraints/ci.txt -e '.[dev]' \
+	    --config-settings=cmake.define.QWENSTACK_WERROR=ON
 	@touch $@
 
 web: $(STATIC) ## Build the web page (Node from the system, else from PyPI)
