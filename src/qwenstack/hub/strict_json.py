@@ -20,7 +20,10 @@ def parse_json_object(raw: bytes, source: str) -> JsonObject:
         ModelFormatError: the bytes are not exactly one well-formed JSON object, or it is nested too deeply.
     """
     try:
-        value = cast("object", json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant))
+        parsed = json.loads(
+            raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_parse_integer
+        )
+        value = cast("object", parsed)
         _check(value)
     except RecursionError as error:
         raise ModelFormatError(f"{source} is nested deeper than {MAX_DEPTH}.") from error
@@ -49,6 +52,11 @@ def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {twice!r} stands twice")
     return unique
+
+
+def _parse_integer(text: str) -> int | float:
+    """Return a whole number; minus zero is none: Rust's parser, and so the safetensors package, reads a float."""
+    return -0.0 if text == "-0" else int(text)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -122,6 +122,7 @@ AGREED = {
     "entry without a shape": build('{"a":{"dtype":"F32","data_offsets":[0,4]}}', FOUR),
     "shape a number": build('{"a":{"dtype":"F32","shape":1,"data_offsets":[0,4]}}', FOUR),
     "shape of true": build('{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', FOUR),
+    "an offset of minus zero": build('{"a":{"dtype":"F32","shape":[1],"data_offsets":[-0,4]}}', FOUR),
     "shape of 1.0": build('{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}', FOUR),
     "negative shape": build({"a": tensor((-1,))}, FOUR),
     "shape overflows": build({"a": tensor((2**32, 2**32, 2**32))}, FOUR),
