@@ -79,9 +79,10 @@ def check_memory(machine: Machine, available_bytes: int) -> Check:
 
 def check_kernels(settings: Settings) -> Check:
     """Say which instruction set the kernels would use."""
+    from qwenstack.engine.loading import num_cores
     from qwenstack.kernels import load_kernels, supported_isas
 
-    chosen = load_kernels(1, settings.engine.isa).name
+    chosen = load_kernels(settings.engine.num_threads or num_cores(), settings.engine.isa).name
     found = f"{chosen} (this CPU can: {', '.join(supported_isas())})"
     if "reference" in chosen:
         return Check(name="kernels", status="warn", found=found, advice="Install the compiled package: pip install .")

@@ -42,6 +42,8 @@ def parse_messages(turns: Sequence[Message | Mapping[str, object]]) -> list[Mess
     Raises:
         RequestError: there is no turn, or one has an unknown role or a field of the wrong type; `param` names it.
     """
+    if isinstance(turns, str):  # a sequence too, of characters
+        raise _wrong("messages", turns, "a list of messages, each with a role and content")
     if not turns:
         raise RequestError(
             "The conversation is empty; give at least one message.", param="messages", code="invalid_value"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -166,8 +167,9 @@ class EngineClient:
             await process.wait_until_dead()
             self._process = None
             await process.stop()
-            print("The engine process died; starting it again.", file=sys.stderr)
+            print(f"The engine process died ({process.cause_of_death}); starting it again.", file=sys.stderr)
             process = self._process = await self._start_again()
+            print("The engine is ready again.", file=sys.stderr)
 
     async def _start_again(self) -> _EngineProcess:
         """Try until the process is ready, waiting longer each time it does not come up."""
@@ -228,6 +230,14 @@ class _EngineProcess:
                 env=_worker_environment(),
             )
         return cls(process, *await asyncio.open_unix_connection(sock=ours))
+
+    @property
+    def cause_of_death(self) -> str:
+        """What the system says of a process that was stopped."""
+        code = self._process.returncode or 0
+        if code == -signal.SIGKILL:
+            return "killed, perhaps because memory ran out"
+        return f"signal {-code}" if code < 0 else f"exit status {code}"
 
     async def load(self, config: EngineConfig) -> ModelCard:
         self._send(Start(config))

@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack, cast
 
-from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.errors import ConfigError, EngineError, RequestError
 from qwenstack.core.messages import Message, parse_messages
 from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput
 from qwenstack.core.protocols import EngineStats, ModelCard
@@ -70,6 +70,10 @@ class LLM:
             CapacityError: it does not fit into memory.
             ConfigError: an option is outside its range.
         """
+        unknown = [name for name in options if name not in EngineOptions.__annotations__]
+        if unknown:
+            known = ", ".join(EngineOptions.__annotations__)
+            raise ConfigError(f"LLM has no option {unknown[0]!r}; it takes {known}.")
         found = locate(str(model))
         config = EngineConfig(
             model_path=found.path, model_name=model_name or found.name, max_num_waiting=_NO_QUEUE_LIMIT, **options
@@ -133,7 +137,7 @@ class LLM:
     def stream_chat(
         self,
         messages: Conversation,
-        sampling_params: SamplingParams,
+        sampling_params: SamplingParams | None = None,
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         enable_thinking: bool | None = None,
@@ -148,8 +152,9 @@ class LLM:
         """
         ids = self.get_tokenizer().encode_chat(parse_messages(messages), tools=tools, enable_thinking=enable_thinking)
         self._refuse_second_answer()
-        request_id = self._submit(ids, sampling_params)
-        num_open = sampling_params.n
+        params = sampling_params or SamplingParams()
+        request_id = self._submit(ids, params)
+        num_open = params.n
         try:
             while num_open:
                 for delta in self._engine.step() or [OutputDelta(request_id=request_id)]:

@@ -58,13 +58,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if file_in_folder(path, "config.json") is not None:
             return _open_folder(path)
         return _open_gguf(_only_gguf(path))
-    if path.suffix in PICKLED_SUFFIXES:
+    if path.suffix in PICKLED_SUFFIXES and not _is_gguf(path):
         raise ModelFormatError(_pickle_refusal(path))
     if path.suffix == ".safetensors":
         raise ModelFormatError(
             f"{str(path)!r} holds weights only. Give the folder that has it beside its 'config.json' and tokenizer."
         )
     return _open_gguf(path)
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether the file begins like a GGUF file, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def _open_gguf(path: Path) -> Checkpoint:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from qwenstack.core.errors import CapacityError, ConfigError
+from qwenstack.core.errors import CapacityError, ConfigError, RequestError
+from qwenstack.core.messages import parse_messages
+from qwenstack.engine import LLM
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.loading import CachePlan, plan_cache
 
@@ -47,3 +49,23 @@ def test_lengths_and_memory_that_contradict_are_refused() -> None:
         decide(20 * GB, max_model_len=40_000)
     with pytest.raises(ConfigError, match="kv_cache_memory_bytes"):
         decide(20 * GB, kv_cache_memory_bytes=1 << 20)
+
+
+def test_an_option_that_is_none_is_named_with_those_that_are() -> None:
+    options: Any = {"gpu_memory_utilization": 0.9}
+    with pytest.raises(ConfigError, match=r"gpu_memory_utilization.*num_threads"):
+        LLM("smollm2-135m", **options)
+
+
+def test_a_bare_text_is_not_a_conversation() -> None:
+    with pytest.raises(RequestError, match="list of messages"):
+        parse_messages("Hi")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"isa": "sse2"}, {"kv_cache_dtype": "int4"}, {"activation_bits": 4}, {"max_num_seqs": 600}, {"num_threads": 0}],
+)
+def test_a_wrong_setting_is_refused_at_the_door(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        EngineConfig(model_path=Path("m"), model_name="m", **change)
