@@ -1,6 +1,7 @@
 """Random damage, aimed at the structure of the formats: only typed errors, bounded memory, no slow case.
 
-`QWENSTACK_FUZZ_SECONDS` sets the time for each reader (60), `QWENSTACK_FUZZ_SEED` repeats a run.
+`QWENSTACK_FUZZ_SECONDS` sets the time for each reader (60), `QWENSTACK_FUZZ_SEED` the cases; 0 draws new ones, as
+`make test-long` does. The usual run repeats the same cases, so that a change is judged by what it changes.
 """
 
 import json
@@ -163,9 +164,13 @@ def mutate_safetensors(seed: tuple[str, bytes], rng: random.Random) -> bytes:
     return mutate_bytes(joined, rng) if rng.random() < 0.1 else joined
 
 
+USUAL_SEED = 51557305229461
+"""Found that `-0` was read as an offset, 2026-11-22."""
+
+
 def fuzz(name: str, make: Callable[[random.Random], bytes], check: Callable[[bytes, random.Random], bool]) -> None:
     """Check random cases until the time is up; `check` says whether a case was accepted."""
-    seed = int(os.environ.get("QWENSTACK_FUZZ_SEED", "0")) or random.SystemRandom().getrandbits(48)
+    seed = int(os.environ.get("QWENSTACK_FUZZ_SEED", USUAL_SEED)) or random.SystemRandom().getrandbits(48)
     print(f"{name}: QWENSTACK_FUZZ_SEED={seed}")
     rng = random.Random(seed)
     accepted = cases = 0
