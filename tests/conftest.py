@@ -1,8 +1,7 @@
-"""What all tests share: real weights from the cache, and the public data where they are."""
+"""What all tests share: real weights from the cache."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,3 @@ def coder_gguf() -> Path:
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct; fetched where it is not in the cache yet."""
     return locate("smollm2-135m").path
-
-
-@pytest.fixture(scope="session")
-def public_data() -> Path:
-    """The folder of public data sets; tests that need it skip where it is absent."""
-    folder = os.environ.get("QWENSTACK_DATA")
-    if not folder:
-        pytest.skip("set QWENSTACK_DATA to the folder of public data sets")
-    return Path(folder)
