@@ -22,6 +22,18 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """What one step added to one of an answer's tool calls."""
+
+    index: int
+    """Which of the answer's calls."""
+    name: str | None = None
+    """The function; on the first delta of a call."""
+    arguments: str = ""
+    """The next characters of the arguments' JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputDelta:
     """What one step added to one answer of one request."""
 
@@ -29,6 +41,10 @@ class OutputDelta:
     index: int = 0
     """Which of the request's `n` answers."""
     text: str = ""
+    """Of the answer proper: without thinking and tool calls, where those are parsed."""
+    reasoning_text: str = ""
+    """Of the thinking before the answer, without its marks."""
+    tool_calls: Sequence[ToolCallDelta] = ()
     token_ids: Sequence[int] = ()
     logprobs: Sequence[TokenLogprob] | None = None
     """One for each of `token_ids`, where asked for."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qwenstack.core.errors import RequestError
+from qwenstack.core.grammar import Grammar
 
 MAX_N = 8
 MAX_STOP_STRINGS = 16
@@ -60,6 +61,10 @@ class SamplingParams:
     """The same for the tokens of the prompt."""
     skip_special_tokens: bool = True
     """Leave control tokens out of the text."""
+    grammar: Grammar | None = None
+    """What the text of the answer must look like."""
+    thinking_budget: int | None = None
+    """Tokens of thinking at most; at the limit it is closed with a sentence and the answer begins. None: no limit."""
 
     def __post_init__(self) -> None:
         """Check every range once, so that nothing behind this door has to."""
@@ -88,6 +93,8 @@ class SamplingParams:
             count: int | None = getattr(self, name)
             if count is not None:
                 _check_integer(name, count, 0, MAX_LOGPROBS)
+        if self.thinking_budget is not None:
+            _check_integer("thinking_budget", self.thinking_budget, 0, 1 << 30)
         self._check_stop()
         self._check_logit_bias()
 
