@@ -8,9 +8,9 @@ from typing import Literal, get_args
 from qwenstack.core.errors import RequestError
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "ebnf", "choice", "python", "tools"]
-"""`json_schema`: a JSON schema; `json_object`: any JSON object; `regex`: the whole text matches; `ebnf`: Lark's or GBNF's
-notation; `choice`: one of a JSON list of texts; `python`: text that parses as Python; `tools`: OpenAI's list of tools, whose
-calls get arguments that fit their schemas, text around them free."""
+"""`json_schema`: a JSON schema; `json_object`: any JSON object; `regex`: the whole text matches; `ebnf`: Lark's
+notation or GBNF; `choice`: one of a JSON list of texts; `python`: text that parses as Python; `tools`: OpenAI's list of
+tools, whose calls get arguments that fit their schemas, text around them free."""
 MAX_GRAMMAR_CHARS = 64 << 10
 
 
@@ -26,7 +26,7 @@ class Grammar:
     source: str = ""
     """The schema as JSON, the pattern, the grammar's text, the list; empty where the kind says all."""
     required_tool: str | None = None
-    """With `tools`: `"*"` demands a call, a name demands a call of that function; None leaves the choice to the model."""
+    """With `tools`: `"*"` demands a call, a name a call of that function; None leaves the choice to the model."""
 
     def __post_init__(self) -> None:
         """Refuse what no grammar compiler should see."""

@@ -1,5 +1,6 @@
-"""How the engine treats a request: who asks, how urgent it is, what may be shared; beside `SamplingParams`, which say
-what is generated.
+"""How the engine treats a request: who asks, how urgent it is, what may be shared.
+
+`SamplingParams` beside it say what is generated.
 """
 
 from __future__ import annotations

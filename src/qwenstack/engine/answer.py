@@ -52,6 +52,11 @@ class AnswerStream:
         self._num_released_chars = 0
 
     @property
+    def num_tokens_left(self) -> int:
+        """Tokens that the answer may still have."""
+        return self._max_tokens - self._num_tokens
+
+    @property
     def forbidden_ids(self) -> tuple[int, ...]:
         """Ids that must not be chosen next: every end token until `min_tokens` are there."""
         if self._num_tokens >= self._params.min_tokens:

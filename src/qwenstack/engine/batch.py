@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,23 +11,39 @@ from qwenstack.engine.sequence import Sequence
 from qwenstack.models import PackedBatch
 
 
-def build_batch(work: SequenceOf[tuple[Sequence, int]], block_size: int) -> PackedBatch:
-    """Pack the next tokens of each sequence, as many as its count says, one after the other."""
-    counts = np.array([count for _, count in work], np.int32)
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step computes of one sequence: its next tokens, and behind them guesses of what will follow."""
+
+    sequence: Sequence
+    num_tokens: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens in the batch."""
+        return self.num_tokens + len(self.drafts)
+
+
+def build_batch(work: SequenceOf[Work], block_size: int) -> PackedBatch:
+    """Pack the next tokens of each sequence, one after the other."""
+    counts = np.array([item.num_rows for item in work], np.int32)
     query_start = np.concatenate([np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)])
-    block_table = np.zeros((len(work), max(len(sequence.blocks) for sequence, _ in work)), np.int32)
+    block_table = np.zeros((len(work), max(len(item.sequence.blocks) for item in work)), np.int32)
     token_ids: list[int] = []
     positions = np.empty(int(query_start[-1]), np.int64)
     slot_mapping = np.empty_like(positions)
-    for row, (sequence, count) in enumerate(work):
-        first = sequence.num_computed_tokens
-        token_ids.extend(sequence.tokens(first, first + count))
+    kv_len = np.empty(len(work), np.int32)
+    for row, item in enumerate(work):
+        sequence, first = item.sequence, item.sequence.num_computed_tokens
+        token_ids.extend(sequence.tokens(first, first + item.num_tokens))
+        token_ids.extend(item.drafts)
         block_table[row, : len(sequence.blocks)] = sequence.blocks
         own = slice(int(query_start[row]), int(query_start[row + 1]))
-        positions[own] = np.arange(first, first + count)
+        positions[own] = np.arange(first, first + item.num_rows)
         slot_mapping[own] = block_table[row, positions[own] // block_size].astype(np.int64) * block_size
         slot_mapping[own] += positions[own] % block_size
-    kv_len = np.array([sequence.num_computed_tokens + count for sequence, count in work], np.int32)
+        kv_len[row] = first + item.num_rows
     return PackedBatch(
         token_ids=np.array(token_ids, np.int64),
         positions=positions,

@@ -1,121 +1,152 @@
 """Continuous batching: requests join and leave at every step, and each token comes out as soon as it is chosen.
 
 `Engine` is synchronous and single-threaded: `add_request`, `abort`, `step`. Who calls it, a loop in this process or a
-worker behind a socket, is not its business.
+worker behind a socket, is not its business. A step is told in `Engine.step`: guess, plan, apply, compute, choose.
+
+Whatever happens around a request, it gets the tokens that it would get alone: rows of a batch do not influence each
+other, cached blocks hold the bits that computing them again would give, and a guess counts only where it is the token
+that is chosen anyway.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from itertools import islice
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from qwenstack.core.errors import CapacityError, RequestError
 from qwenstack.core.outputs import OutputDelta
 from qwenstack.core.protocols import EngineStats
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.answer import AnswerStream, Release
-from qwenstack.engine.batch import build_batch
+from qwenstack.engine.batch import Work, build_batch
 from qwenstack.engine.block_pool import BlockPool
 from qwenstack.engine.loading import LoadedModel
+from qwenstack.engine.prefix_cache import PrefixCache
+from qwenstack.engine.request_check import check_request
 from qwenstack.engine.sampler import TokenHistory, choose_token, token_logprob, uniform_number
-from qwenstack.engine.scheduler import Plan, plan
+from qwenstack.engine.scheduler import Plan, SequenceView, blocks_for, plan
 from qwenstack.engine.sequence import Sequence
+from qwenstack.engine.speculation import DraftRequest, Speculator
+from qwenstack.engine.waiting_queue import ServedTokens, WaitingQueue, aged_priority
 
-_MAX_SCORED_PROMPT = 32_768
-"""Scores of a prompt come in one delta, about 340 bytes a token with 20 alternatives: 11 MB, a sixth of a frame."""
 _LOGIT_ROWS = 32
 """Rows of prompt logits held at a time: 32 x 152k float32 are 19 MB."""
+_NO_OPTIONS = RequestOptions()
+
+Item = TypeVar("Item")
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What `EngineStats` reports of the past."""
+
+    steps: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    cache_queries: int = 0
+    cache_hits: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Engine:
     """Generates many answers at once on one loaded model."""
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, *, speculator: Speculator | None = None) -> None:
         """Take over a loaded model and its empty cache."""
         self.model = model
-        self._pool = BlockPool(model.kv_cache.num_blocks)
-        self._waiting: deque[Sequence] = deque()
+        self._cache = PrefixCache()
+        self._pool = BlockPool(model.kv_cache.num_blocks, on_reuse=self._cache.forget)
+        self._speculator = speculator
+        self._waiting = WaitingQueue()
         self._running: dict[int, Sequence] = {}
+        self._requests: dict[str, list[Sequence]] = {}
+        self._served = ServedTokens()
         self._next_key = 0
-        self._num_steps = 0
-        self._num_preemptions = 0
-        self._prompt_tokens = 0
-        self._generation_tokens = 0
+        self._counts = _Counts()
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._running or self._waiting)
 
-    def add_request(self, request_id: str, prompt_token_ids: SequenceOf[int], params: SamplingParams) -> None:
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: SequenceOf[int],
+        params: SamplingParams,
+        options: RequestOptions = _NO_OPTIONS,
+    ) -> None:
         """Queue a request; its deltas come out of later steps.
 
         Raises:
-            RequestError: the prompt is empty, too long, or holds an id outside the vocabulary.
+            RequestError: the prompt is empty, too long, or holds an id outside the vocabulary; or a request of this
+                name is here already.
             CapacityError: the queue is full.
         """
-        max_tokens = self._check(prompt_token_ids, params)
-        config = self.model.config
-        places = config.max_num_waiting + config.max_num_seqs
-        if params.n > places:
-            raise RequestError(f"`n` is {params.n}; this server takes {places} answers in all.", param="n")
-        if params.n > places - len(self._running) - len(self._waiting):
-            raise CapacityError(f"{len(self._waiting)} answers are waiting already; try again in a moment.")
+        max_tokens = check_request(prompt_token_ids, params, self.model.card)
+        if request_id in self._requests:
+            raise RequestError(f"A request {request_id!r} is running already.", code="duplicate_request")
+        self._check_places(params.n)
         seed = params.seed if params.seed is not None else secrets.randbits(62)
         prompt_ids = np.unique(np.asarray(prompt_token_ids, np.int64))
+        answers: list[Sequence] = []
         for index in range(params.n):
-            self._waiting.append(
-                Sequence(
-                    key=self._next_key,
-                    request_id=request_id,
-                    index=index,
-                    prompt_token_ids=prompt_token_ids,
-                    params=params,
-                    seed=seed,
-                    history=TokenHistory(prompt_ids),
-                    answer=AnswerStream(self.model.tokenizer, params, max_tokens=max_tokens),
-                    prompt_logprobs=[None] if params.prompt_logprobs is not None and index == 0 else None,
-                )
+            sequence = Sequence(
+                key=self._next_key,
+                request_id=request_id,
+                index=index,
+                prompt_token_ids=prompt_token_ids,
+                params=params,
+                options=options,
+                seed=seed,
+                history=TokenHistory(prompt_ids),
+                answer=AnswerStream(self.model.tokenizer, params, max_tokens=max_tokens),
+                root_key=self._root_key(options),
+                arrival_step=self._counts.steps,
+                leader=answers[0] if answers and options.prefix_cache else None,
+                prompt_logprobs=[None] if params.prompt_logprobs is not None and index == 0 else None,
             )
             self._next_key += 1
+            answers.append(sequence)
+            self._waiting.append(sequence)
+            self._served.arrive(options.tenant)
+        self._requests[request_id] = answers
 
     def abort(self, request_id: str) -> bool:
         """Forget a request in whatever state it is; its blocks are free at once. Unknown ids are fine."""
-        running = [sequence for sequence in self._running.values() if sequence.request_id == request_id]
-        for sequence in running:
+        answers = tuple(self._requests.get(request_id, ()))
+        for sequence in answers:
             self._retire(sequence)
-        num_waiting = len(self._waiting)
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.request_id != request_id)
-        return bool(running) or len(self._waiting) < num_waiting
+        return bool(answers)
 
     def step(self) -> list[OutputDelta]:
         """Compute the next tokens of as many sequences as fit, and return what is new.
 
         A failure of the computation ends the sequences of this step with an error; the engine goes on.
         """
-        config = self.model.config
-        decision = plan(
-            [sequence.view() for sequence in self._running.values()],
-            [sequence.view() for sequence in islice(self._waiting, config.max_num_seqs)],  # no more can be admitted
-            num_free_blocks=self._pool.num_free,
-            block_size=config.block_size,
-            token_budget=config.max_num_batched_tokens,
-            max_num_seqs=config.max_num_seqs,
-        )
+        drafts = self._guess()
+        decision = self._plan(drafts)
         self._apply(decision)
-        self._num_steps += 1
-        work = [(self._running[chunk.key], chunk.num_tokens) for chunk in decision.chunks]
+        self._counts.steps += 1
+        work = [
+            Work(self._running[chunk.key], chunk.num_tokens, tuple(drafts.get(chunk.key, ())[: chunk.num_drafts]))
+            for chunk in decision.chunks
+        ]
         if not work:
             return []
         try:
-            ready = self._compute(work)
+            computed = self._compute(work)
         except Exception as error:  # noqa: BLE001 - whatever broke this batch must not end the others' service
-            return [self._fail(sequence, error) for sequence, _ in work]
-        return [self._advance(sequence, logits_V) for sequence, logits_V in ready]
+            return [self._fail(item.sequence, error) for item in work]
+        return [self._advance(item, logits_RV) for item, logits_RV in computed]
 
     def stats(self) -> EngineStats:
         """Return counters and what is held now."""
@@ -123,139 +154,169 @@ class Engine:
             num_requests_running=len(self._running),
             num_requests_waiting=len(self._waiting),
             num_blocks_total=self._pool.num_blocks,
-            num_blocks_free=self._pool.num_free,
-            num_preemptions=self._num_preemptions,
-            prompt_tokens=self._prompt_tokens,
-            generation_tokens=self._generation_tokens,
-            prefix_cache_queries=0,
-            prefix_cache_hits=0,
-            num_steps=self._num_steps,
+            num_blocks_free=self._pool.num_available,
+            num_preemptions=self._counts.preemptions,
+            prompt_tokens=self._counts.prompt_tokens,
+            generation_tokens=self._counts.generation_tokens,
+            prefix_cache_queries=self._counts.cache_queries,
+            prefix_cache_hits=self._counts.cache_hits,
+            num_steps=self._counts.steps,
         )
 
     def check_integrity(self) -> None:
-        """Compare the block pool with what the sequences own.
+        """Compare blocks, cache and sequences with each other.
 
         Raises:
-            EngineError: a block is lost or has two owners.
+            EngineError: a block is lost or has another number of holders than it should.
         """
         self._pool.check_integrity(sequence.blocks for sequence in self._running.values())
+        self._cache.check_integrity()
 
-    def _check(self, prompt_token_ids: SequenceOf[int], params: SamplingParams) -> int:
-        """Return how many tokens the answer may have, or refuse the request."""
-        num_prompt, limit = len(prompt_token_ids), self.model.card.max_model_len
-        if num_prompt == 0:
-            raise RequestError("The prompt is empty; give at least one token.", param="prompt", code="invalid_value")
-        if num_prompt >= limit:
-            raise RequestError(
-                f"The prompt has {num_prompt} tokens; this model's context holds {limit}, with the answer. Shorten it.",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        vocab_size = self.model.card.vocab_size
-        highest, lowest = max(prompt_token_ids), min(prompt_token_ids)
-        if lowest < 0 or highest >= vocab_size:
-            wrong = lowest if lowest < 0 else highest
-            raise RequestError(
-                f"Token id {wrong} is not in the vocabulary; ids lie between 0 and {vocab_size - 1}.",
-                param="prompt",
-                code="invalid_value",
-            )
-        if params.prompt_logprobs is not None and num_prompt > _MAX_SCORED_PROMPT:
-            raise RequestError(
-                f"The prompt has {num_prompt} tokens; prompts of at most {_MAX_SCORED_PROMPT} can be scored at once.",
-                param="logprobs",
-                code="invalid_value",
-            )
-        self._check_named_ids(params)
-        room = limit - num_prompt
-        if params.max_tokens is not None and params.max_tokens > room:
-            raise RequestError(
-                f"The prompt has {num_prompt} tokens and `max_tokens` is {params.max_tokens}, together more than the "
-                f"{limit} of this model's context. Ask for at most {room}, or leave `max_tokens` out.",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
-        return room if params.max_tokens is None else params.max_tokens
+    def _check_places(self, num_answers: int) -> None:
+        config = self.model.config
+        places = config.max_num_waiting + config.max_num_seqs
+        if num_answers > places:
+            raise RequestError(f"`n` is {num_answers}; this server takes {places} answers in all.", param="n")
+        if num_answers > places - len(self._running) - len(self._waiting):
+            raise CapacityError(f"{len(self._waiting)} answers are waiting already; try again in a moment.")
 
-    def _check_named_ids(self, params: SamplingParams) -> None:
-        vocab_size = self.model.card.vocab_size
-        for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-            for token_id in ids:
-                if not 0 <= token_id < vocab_size:
-                    raise RequestError(
-                        f"`{name}` names token id {token_id}; ids lie between 0 and {vocab_size - 1}.",
-                        param=name,
-                        code="invalid_value",
-                    )
+    def _root_key(self, options: RequestOptions) -> bytes:
+        return options.tenant.encode()
+
+    # ---- deciding ----
+
+    def _guess(self) -> dict[int, list[int]]:
+        """Return guesses of the next tokens of those that decode, by key."""
+        if self._speculator is None:
+            return {}
+        requests = [
+            DraftRequest(
+                key=sequence.key,
+                prompt_token_ids=sequence.prompt_token_ids,
+                output_token_ids=sequence.output_token_ids,
+                limit=limit,
+            )
+            for sequence in self._running.values()
+            if sequence.is_decoding
+            and sequence.options.speculation
+            and (limit := sequence.answer.num_tokens_left - 1) > 0
+        ]
+        guesses = self._speculator.propose(requests)
+        return {request.key: guess for request, guess in zip(requests, guesses, strict=True)}
+
+    def _plan(self, drafts: dict[int, list[int]]) -> Plan:
+        config = self.model.config
+        seats = config.max_num_seqs - len(self._running)
+        candidates = self._waiting.first(max(seats, 1), step=self._counts.steps, served=self._served.by_tenant)
+        return plan(
+            [self._view_running(sequence, len(drafts.get(sequence.key, ()))) for sequence in self._running.values()],
+            [self._view_waiting(sequence) for sequence in candidates if not sequence.waits_for_leader],
+            num_free_blocks=self._pool.num_available,
+            block_size=config.block_size,
+            token_budget=config.max_num_batched_tokens,
+            max_num_seqs=config.max_num_seqs,
+        )
+
+    def _view_running(self, sequence: Sequence, num_drafts: int) -> SequenceView:
+        return SequenceView(
+            key=sequence.key,
+            priority=sequence.priority,
+            tenant=sequence.options.tenant,
+            num_tokens=sequence.num_tokens,
+            num_computed_tokens=sequence.num_computed_tokens,
+            num_blocks=len(sequence.blocks),
+            num_own_blocks=self._pool.count_unshared(sequence.blocks),
+            num_stored_blocks=sequence.num_stored_blocks,
+            num_drafts=num_drafts,
+        )
+
+    def _view_waiting(self, sequence: Sequence) -> SequenceView:
+        found = self._cached_blocks(sequence)
+        return SequenceView(
+            key=sequence.key,
+            priority=aged_priority(sequence, self._counts.steps),
+            tenant=sequence.options.tenant,
+            num_tokens=sequence.num_tokens,
+            num_computed_tokens=len(found) * self.model.config.block_size,
+            num_blocks=len(found),
+            num_idle_blocks=sum(self._pool.is_idle(block) for block in found),
+        )
+
+    def _cached_blocks(self, sequence: Sequence) -> list[int]:
+        if not sequence.shares_prefix:
+            return []
+        return self._cache.match(sequence.chain(self.model.config.block_size))
+
+    # ---- applying ----
 
     def _apply(self, decision: Plan) -> None:
-        for key in sorted(decision.preempted, reverse=True):
-            sequence = self._running.pop(key)
-            self._release_blocks(sequence)
-            sequence.num_computed_tokens = 0
-            self._waiting.appendleft(sequence)
-            self._num_preemptions += 1
-        for key in decision.admitted:
-            sequence = self._waiting.popleft()
-            assert sequence.key == key
-            self._running[key] = sequence
+        for key in decision.preempted:
+            self._preempt(self._running[key])
+        for key in decision.admitted:  # all hold what they found before anybody is given blocks, which reuses idle ones
+            self._seat(self._waiting.take(key))
         for chunk in decision.chunks:
             self._running[chunk.key].blocks.extend(self._pool.allocate(chunk.num_new_blocks))
 
-    def _compute(self, work: SequenceOf[tuple[Sequence, int]]) -> list[tuple[Sequence, np.ndarray]]:
-        """Run one forward pass; return the sequences that are up to date, each with the logits of its next token."""
+    def _preempt(self, sequence: Sequence) -> None:
+        del self._running[sequence.key]
+        self._release_blocks(sequence)
+        self._waiting.append(sequence)
+        self._counts.preemptions += 1
+
+    def _seat(self, sequence: Sequence) -> None:
+        found = self._cached_blocks(sequence)
+        self._running[sequence.key] = sequence
+        sequence.priority = aged_priority(sequence, self._counts.steps)
+        self._pool.hold(found)
+        sequence.blocks = found
+        sequence.num_known_blocks = len(found)
+        sequence.num_computed_tokens = len(found) * self.model.config.block_size
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self._counts.cache_queries += sequence.num_tokens
+            self._counts.cache_hits += sequence.num_computed_tokens
+
+    # ---- computing ----
+
+    def _compute(self, work: SequenceOf[Work]) -> list[tuple[Work, np.ndarray]]:
+        """Run one forward pass.
+
+        Returns each sequence that is up to date with the logits of its next token, then those after each of its drafts.
+        """
         batch = build_batch(work, self.model.config.block_size)
         x_TD = self.model.decoder.forward(batch, self.model.kv_cache)
-        ready: list[Sequence] = []
+        ready: list[Work] = []
         rows: list[int] = []
-        for (sequence, count), start in zip(work, batch.query_start.tolist(), strict=False):
-            self._score_prompt(sequence, x_TD[start : start + count])
-            self._prompt_tokens += max(min(count, len(sequence.prompt_token_ids) - sequence.num_computed_tokens), 0)
-            sequence.num_computed_tokens += count
+        for item, start in zip(work, batch.query_start.tolist(), strict=False):
+            sequence, end = item.sequence, start + item.num_tokens
+            self._score_prompt(sequence, x_TD[start:end])
+            num_prompt = len(sequence.prompt_token_ids) - sequence.num_computed_tokens
+            self._counts.prompt_tokens += max(min(item.num_tokens, num_prompt), 0)
+            self._served.charge(sequence.options.tenant, item.num_rows)
+            sequence.num_computed_tokens += item.num_tokens
+            sequence.is_sound = bool(np.isfinite(x_TD[end - 1]).all())  # it looks at all before it
+            self._make_known(sequence)
             if sequence.num_computed_tokens == sequence.num_tokens:
-                ready.append(sequence)
-                rows.append(start + count - 1)
+                ready.append(item)
+                rows.extend(range(end - 1, end + len(item.drafts)))
         if not ready:
             return []
         logits_RV = self.model.decoder.logits(x_TD[rows])[:, : self.model.card.vocab_size]
-        return list(zip(ready, logits_RV, strict=True))
+        ends = np.cumsum([1 + len(item.drafts) for item in ready])
+        return list(zip(ready, np.split(logits_RV, ends[:-1]), strict=True))
 
-    def _advance(self, sequence: Sequence, logits_V: np.ndarray) -> OutputDelta:
-        """Choose the next token of a sequence; what goes wrong here is that sequence's alone."""
-        if not np.isfinite(logits_V.max()):
-            return self._fail(sequence, ArithmeticError("the model gave logits that are not numbers"))
-        try:
-            released = self._choose(sequence, logits_V)
-        except Exception as error:  # noqa: BLE001 - one request's choices must not end the others' service
-            return self._fail(sequence, error)
-        if released.finish_reason is not None:
-            self._retire(sequence)
-        prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
-        return OutputDelta(
-            request_id=sequence.request_id,
-            index=sequence.index,
-            text=released.text,
-            token_ids=released.token_ids,
-            logprobs=None if sequence.params.logprobs is None else released.logprobs,
-            finish_reason=released.finish_reason,
-            stop_reason=released.stop_reason,
-            prompt_logprobs=prompt_logprobs,
-        )
-
-    def _choose(self, sequence: Sequence, logits_V: np.ndarray) -> Release:
-        params = sequence.params
-        token_id = choose_token(
-            logits_V,
-            params,
-            sequence.history,
-            forbidden_ids=sequence.answer.forbidden_ids,
-            uniform=uniform_number(sequence.seed, sequence.index, len(sequence.output_token_ids)),
-        )
-        logprob = None if params.logprobs is None else token_logprob(logits_V, token_id, params.logprobs)
-        sequence.output_token_ids.append(token_id)
-        sequence.history.add(token_id)
-        self._generation_tokens += 1
-        return sequence.answer.push(token_id, logprob)
+    def _make_known(self, sequence: Sequence) -> None:
+        """Put the blocks that became full into the prefix cache."""
+        if not (sequence.options.prefix_cache and sequence.is_sound):
+            return
+        block_size = self.model.config.block_size
+        num_full = sequence.num_computed_tokens // block_size
+        for number in range(sequence.num_known_blocks, num_full):
+            tokens = tuple(sequence.tokens(number * block_size, (number + 1) * block_size))
+            block = sequence.blocks[number]
+            if self._cache.insert(sequence.block_key(number, block_size), tokens, block):
+                self._pool.keep(block)
+        sequence.num_known_blocks = num_full
 
     def _score_prompt(self, sequence: Sequence, x_TD: np.ndarray) -> None:
         """Score the prompt tokens that follow the rows just computed, a few rows of logits at a time."""
@@ -271,6 +332,75 @@ class Engine:
             for logits_V, target in zip(logits_RV[:, : self.model.card.vocab_size], targets, strict=True):
                 scored.append(token_logprob(logits_V, target, num_top))
 
+    # ---- choosing ----
+
+    def _advance(self, work: Work, logits_RV: np.ndarray) -> OutputDelta:
+        """Choose the next tokens of a sequence; what goes wrong here is that sequence's alone."""
+        sequence = work.sequence
+        try:
+            releases = self._choose_all(work, logits_RV)
+        except Exception as error:  # noqa: BLE001 - one request's choices must not end the others' service
+            return self._fail(sequence, error)
+        self._trim_blocks(sequence)
+        self._make_known(sequence)
+        last = releases[-1]
+        if last.finish_reason is not None:
+            self._retire(sequence)
+        prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
+        return OutputDelta(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            text="".join(release.text for release in releases),
+            token_ids=_joined(release.token_ids for release in releases),
+            logprobs=None if sequence.params.logprobs is None else _joined(release.logprobs for release in releases),
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _choose_all(self, work: Work, logits_RV: np.ndarray) -> list[Release]:
+        """Choose token after token, as long as each is the one that was guessed."""
+        sequence, num_accepted = work.sequence, 0
+        releases: list[Release] = []
+        for row, logits_V in enumerate(logits_RV):
+            if not np.isfinite(logits_V.max()):
+                raise ArithmeticError("the model gave logits that are not numbers")
+            token_id, release = self._choose(sequence, logits_V)
+            releases.append(release)
+            if release.finish_reason is not None or row == len(work.drafts) or token_id != work.drafts[row]:
+                break
+            num_accepted += 1
+        sequence.num_computed_tokens += num_accepted
+        if work.drafts and self._speculator is not None:
+            self._counts.draft_tokens += len(work.drafts)
+            self._counts.accepted_tokens += num_accepted
+            self._speculator.observe(sequence.key, num_drafts=len(work.drafts), num_accepted=num_accepted)
+        return releases
+
+    def _choose(self, sequence: Sequence, logits_V: np.ndarray) -> tuple[int, Release]:
+        params = sequence.params
+        token_id = choose_token(
+            logits_V,
+            params,
+            sequence.history,
+            forbidden_ids=sequence.answer.forbidden_ids,
+            uniform=uniform_number(sequence.seed, sequence.index, len(sequence.output_token_ids)),
+        )
+        logprob = None if params.logprobs is None else token_logprob(logits_V, token_id, params.logprobs)
+        sequence.output_token_ids.append(token_id)
+        sequence.history.add(token_id)
+        self._counts.generation_tokens += 1
+        return token_id, sequence.answer.push(token_id, logprob)
+
+    def _trim_blocks(self, sequence: Sequence) -> None:
+        """Give back the blocks that only wrong guesses needed."""
+        kept = blocks_for(sequence.num_computed_tokens, self.model.config.block_size)
+        self._pool.release(reversed(sequence.blocks[kept:]))
+        del sequence.blocks[kept:]
+
+    # ---- ending ----
+
     def _fail(self, sequence: Sequence, error: Exception) -> OutputDelta:
         self._retire(sequence)
         return OutputDelta(
@@ -281,9 +411,25 @@ class Engine:
         )
 
     def _retire(self, sequence: Sequence) -> None:
-        del self._running[sequence.key]
+        if self._running.pop(sequence.key, None) is None:
+            self._waiting.take(sequence.key)
         self._release_blocks(sequence)
+        answers = self._requests[sequence.request_id]
+        answers.remove(sequence)
+        for other in answers:
+            other.leader = None if other.leader is sequence else other.leader
+        if not answers:
+            del self._requests[sequence.request_id]
+        self._served.leave(sequence.options.tenant)
+        if self._speculator is not None:
+            self._speculator.forget(sequence.key)
 
     def _release_blocks(self, sequence: Sequence) -> None:
-        self._pool.release(sequence.blocks)
+        self._pool.release(reversed(sequence.blocks))
         sequence.blocks = []
+        sequence.num_computed_tokens = 0
+        sequence.num_known_blocks = 0
+
+
+def _joined(parts: Iterable[SequenceOf[Item]]) -> tuple[Item, ...]:
+    return tuple(item for part in parts for item in part)

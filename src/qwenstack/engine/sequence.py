@@ -2,38 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from qwenstack.core.outputs import TokenLogprob
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.answer import AnswerStream
+from qwenstack.engine.cache_key import child_key
 from qwenstack.engine.sampler import TokenHistory
-from qwenstack.engine.scheduler import SequenceView
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
-    """The engine owns it from admission to its last delta."""
+    """The engine owns it from arrival to its last delta."""
 
     key: int
     request_id: str
     index: int
     prompt_token_ids: SequenceOf[int]
     params: SamplingParams
+    options: RequestOptions
     seed: int
     history: TokenHistory
     answer: AnswerStream
+    root_key: bytes
+    """What its first block's key is chained to: all that decides keys and values besides the tokens."""
+    arrival_step: int
+    leader: Sequence | None = None
+    """Another answer to the same prompt, whose prefix this one waits to share."""
+    priority: int = 0
+    """Urgency with which it was admitted."""
     output_token_ids: list[int] = field(default_factory=list[int])
     blocks: list[int] = field(default_factory=list[int])
     num_computed_tokens: int = 0
+    num_known_blocks: int = 0
+    """Full blocks that were offered to the prefix cache."""
+    is_sound: bool = True
+    """Whether all that was computed are numbers."""
+    num_stored_blocks: int = 0
+    """Blocks behind the computed ones that can be read from the disk."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens that were not computed again; None until the first admission."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """Collected while the prompt is read; None once delivered, or where nobody asked."""
+    _block_keys: list[bytes] = field(default_factory=list[bytes])
 
     @property
     def num_tokens(self) -> int:
         """Prompt and answer so far."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only its newest token is to be computed."""
+        return self.num_tokens - self.num_computed_tokens == 1
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether its prompt is not computed yet."""
+        return self.num_computed_tokens < len(self.prompt_token_ids)
+
+    @property
+    def waits_for_leader(self) -> bool:
+        """Whether to be admitted now would compute what another answer to the same prompt is computing."""
+        return self.leader is not None and self.leader.is_reading
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether it may use cached keys and values; scores of a prompt need every row computed."""
+        return self.options.prefix_cache and self.params.prompt_logprobs is None
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Return the token ids of positions `start … stop - 1`."""
@@ -42,11 +81,19 @@ class Sequence:
             return self.output_token_ids[start - num_prompt : stop - num_prompt]
         return [*self.prompt_token_ids[start:stop], *self.output_token_ids[: max(stop - num_prompt, 0)]]
 
-    def view(self) -> SequenceView:
-        """Return what the plan needs to know."""
-        return SequenceView(
-            key=self.key,
-            num_tokens=self.num_tokens,
-            num_computed_tokens=self.num_computed_tokens,
-            num_blocks=len(self.blocks),
-        )
+    def block_key(self, number: int, block_size: int) -> bytes:
+        """Return the key of the full block with this number."""
+        while len(self._block_keys) <= number:
+            at = len(self._block_keys)
+            parent = self._block_keys[-1] if at else self.root_key
+            self._block_keys.append(child_key(parent, self.tokens(at * block_size, (at + 1) * block_size)))
+        return self._block_keys[number]
+
+    def chain(self, block_size: int, first: int = 0) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+        """Yield key and tokens of its full blocks from number `first` on, without the one that holds the last token.
+
+        At least one token of a text is always computed: its logits are wanted.
+        """
+        for number in range(first, (self.num_tokens - 1) // block_size):
+            tokens = tuple(self.tokens(number * block_size, (number + 1) * block_size))
+            yield self.block_key(number, block_size), tokens
