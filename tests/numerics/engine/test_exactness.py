@@ -228,7 +228,7 @@ def real(coder_gguf: Path) -> Bed:
 @pytest.mark.xdist_group("real-weights")
 def test_the_default_model_answers_a_crowd_as_it_answers_each_alone(real: Bed) -> None:
     """Twenty requests: 17 together, then three of them again, with guesses, few blocks and a small budget."""
-    load = crowd(17, max_tokens=8, temperature=0.0)
+    load = crowd(17, max_tokens=18, temperature=0.0)
     load += [dataclasses.replace(one, step=12) for one in load[:3]]
     load = [
         dataclasses.replace(one, params=dataclasses.replace(one.params, temperature=0.0 if at % 2 else 0.9))
@@ -236,7 +236,7 @@ def test_the_default_model_answers_a_crowd_as_it_answers_each_alone(real: Bed) -
     ]
     expected = {tuple(one.prompt): real.alone(one.prompt, one.params) for one in load}
     guesses = Clairvoyant(expected, vocab_size=1000, error_rate=0.2)
-    engine = real.engine(num_blocks=60, speculator=guesses, max_num_seqs=16, max_num_batched_tokens=100)
+    engine = real.engine(num_blocks=36, speculator=guesses, max_num_seqs=16, max_num_batched_tokens=100)
     check_everybody(real, engine, load, serve(engine, load))
     assert engine.stats().num_preemptions > 0
     assert guesses.num_accepted > 0
