@@ -25,12 +25,11 @@ from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.answer import AnswerStream, Release
 from qwenstack.engine.batch import Work, build_batch
-from qwenstack.engine.block_pool import BlockPool
+from qwenstack.engine.kv_blocks import BlockStore, KVBlocks
 from qwenstack.engine.loading import LoadedModel
-from qwenstack.engine.prefix_cache import PrefixCache
 from qwenstack.engine.request_check import check_request
 from qwenstack.engine.sampler import TokenHistory, choose_token, token_logprob, uniform_number
-from qwenstack.engine.scheduler import Plan, SequenceView, blocks_for, plan
+from qwenstack.engine.scheduler import Plan, SequenceView, plan
 from qwenstack.engine.sequence import Sequence
 from qwenstack.engine.speculation import DraftRequest, Speculator
 from qwenstack.engine.waiting_queue import ServedTokens, WaitingQueue, aged_priority
@@ -59,11 +58,12 @@ class _Counts:
 class Engine:
     """Generates many answers at once on one loaded model."""
 
-    def __init__(self, model: LoadedModel, *, speculator: Speculator | None = None) -> None:
+    def __init__(
+        self, model: LoadedModel, *, speculator: Speculator | None = None, store: BlockStore | None = None
+    ) -> None:
         """Take over a loaded model and its empty cache."""
         self.model = model
-        self._cache = PrefixCache()
-        self._pool = BlockPool(model.kv_cache.num_blocks, on_reuse=self._cache.forget)
+        self._blocks = KVBlocks(model.kv_cache, store)
         self._speculator = speculator
         self._waiting = WaitingQueue()
         self._running: dict[int, Sequence] = {}
@@ -153,8 +153,8 @@ class Engine:
         return EngineStats(
             num_requests_running=len(self._running),
             num_requests_waiting=len(self._waiting),
-            num_blocks_total=self._pool.num_blocks,
-            num_blocks_free=self._pool.num_available,
+            num_blocks_total=self._blocks.num_total,
+            num_blocks_free=self._blocks.num_available,
             num_preemptions=self._counts.preemptions,
             prompt_tokens=self._counts.prompt_tokens,
             generation_tokens=self._counts.generation_tokens,
@@ -169,8 +169,7 @@ class Engine:
         Raises:
             EngineError: a block is lost or has another number of holders than it should.
         """
-        self._pool.check_integrity(sequence.blocks for sequence in self._running.values())
-        self._cache.check_integrity()
+        self._blocks.check_integrity(self._running.values())
 
     def _check_places(self, num_answers: int) -> None:
         config = self.model.config
@@ -211,7 +210,7 @@ class Engine:
         return plan(
             [self._view_running(sequence, len(drafts.get(sequence.key, ()))) for sequence in self._running.values()],
             [self._view_waiting(sequence) for sequence in candidates if not sequence.waits_for_leader],
-            num_free_blocks=self._pool.num_available,
+            num_free_blocks=self._blocks.num_available,
             block_size=config.block_size,
             token_budget=config.max_num_batched_tokens,
             max_num_seqs=config.max_num_seqs,
@@ -225,27 +224,23 @@ class Engine:
             num_tokens=sequence.num_tokens,
             num_computed_tokens=sequence.num_computed_tokens,
             num_blocks=len(sequence.blocks),
-            num_own_blocks=self._pool.count_unshared(sequence.blocks),
+            num_own_blocks=self._blocks.count_own(sequence),
             num_stored_blocks=sequence.num_stored_blocks,
             num_drafts=num_drafts,
         )
 
     def _view_waiting(self, sequence: Sequence) -> SequenceView:
-        found = self._cached_blocks(sequence)
+        found = self._blocks.find(sequence)
         return SequenceView(
             key=sequence.key,
             priority=aged_priority(sequence, self._counts.steps),
             tenant=sequence.options.tenant,
             num_tokens=sequence.num_tokens,
-            num_computed_tokens=len(found) * self.model.config.block_size,
-            num_blocks=len(found),
-            num_idle_blocks=sum(self._pool.is_idle(block) for block in found),
+            num_computed_tokens=len(found.blocks) * self._blocks.block_size,
+            num_blocks=len(found.blocks),
+            num_idle_blocks=found.num_idle,
+            num_stored_blocks=found.num_stored,
         )
-
-    def _cached_blocks(self, sequence: Sequence) -> list[int]:
-        if not sequence.shares_prefix:
-            return []
-        return self._cache.match(sequence.chain(self.model.config.block_size))
 
     # ---- applying ----
 
@@ -254,27 +249,32 @@ class Engine:
             self._preempt(self._running[key])
         for key in decision.admitted:  # all hold what they found before anybody is given blocks, which reuses idle ones
             self._seat(self._waiting.take(key))
+        for restore in decision.restores:
+            sequence = self._running[restore.key]
+            self._note_cached(sequence, self._blocks.restore(sequence, restore.num_blocks))
         for chunk in decision.chunks:
-            self._running[chunk.key].blocks.extend(self._pool.allocate(chunk.num_new_blocks))
+            self._blocks.give(self._running[chunk.key], chunk.num_new_blocks)
 
     def _preempt(self, sequence: Sequence) -> None:
         del self._running[sequence.key]
-        self._release_blocks(sequence)
+        self._blocks.release(sequence)
         self._waiting.append(sequence)
         self._counts.preemptions += 1
 
     def _seat(self, sequence: Sequence) -> None:
-        found = self._cached_blocks(sequence)
-        self._running[sequence.key] = sequence
         sequence.priority = aged_priority(sequence, self._counts.steps)
-        self._pool.hold(found)
-        sequence.blocks = found
-        sequence.num_known_blocks = len(found)
-        sequence.num_computed_tokens = len(found) * self.model.config.block_size
+        self._running[sequence.key] = sequence
+        self._blocks.seat(sequence)
         if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = sequence.num_computed_tokens
+            sequence.num_cached_tokens = 0
             self._counts.cache_queries += sequence.num_tokens
-            self._counts.cache_hits += sequence.num_computed_tokens
+            self._note_cached(sequence, sequence.num_computed_tokens)
+
+    def _note_cached(self, sequence: Sequence, num_tokens: int) -> None:
+        """Count what was found before the first token came; later only a preempted sequence finds itself again."""
+        if not sequence.output_token_ids and sequence.num_cached_tokens is not None:
+            sequence.num_cached_tokens += num_tokens
+            self._counts.cache_hits += num_tokens
 
     # ---- computing ----
 
@@ -283,7 +283,7 @@ class Engine:
 
         Returns each sequence that is up to date with the logits of its next token, then those after each of its drafts.
         """
-        batch = build_batch(work, self.model.config.block_size)
+        batch = build_batch(work, self._blocks.block_size)
         x_TD = self.model.decoder.forward(batch, self.model.kv_cache)
         ready: list[Work] = []
         rows: list[int] = []
@@ -295,7 +295,7 @@ class Engine:
             self._served.charge(sequence.options.tenant, item.num_rows)
             sequence.num_computed_tokens += item.num_tokens
             sequence.is_sound = bool(np.isfinite(x_TD[end - 1]).all())  # it looks at all before it
-            self._make_known(sequence)
+            self._blocks.note_computed(sequence)
             if sequence.num_computed_tokens == sequence.num_tokens:
                 ready.append(item)
                 rows.extend(range(end - 1, end + len(item.drafts)))
@@ -304,19 +304,6 @@ class Engine:
         logits_RV = self.model.decoder.logits(x_TD[rows])[:, : self.model.card.vocab_size]
         ends = np.cumsum([1 + len(item.drafts) for item in ready])
         return list(zip(ready, np.split(logits_RV, ends[:-1]), strict=True))
-
-    def _make_known(self, sequence: Sequence) -> None:
-        """Put the blocks that became full into the prefix cache."""
-        if not (sequence.options.prefix_cache and sequence.is_sound):
-            return
-        block_size = self.model.config.block_size
-        num_full = sequence.num_computed_tokens // block_size
-        for number in range(sequence.num_known_blocks, num_full):
-            tokens = tuple(sequence.tokens(number * block_size, (number + 1) * block_size))
-            block = sequence.blocks[number]
-            if self._cache.insert(sequence.block_key(number, block_size), tokens, block):
-                self._pool.keep(block)
-        sequence.num_known_blocks = num_full
 
     def _score_prompt(self, sequence: Sequence, x_TD: np.ndarray) -> None:
         """Score the prompt tokens that follow the rows just computed, a few rows of logits at a time."""
@@ -341,8 +328,8 @@ class Engine:
             releases = self._choose_all(work, logits_RV)
         except Exception as error:  # noqa: BLE001 - one request's choices must not end the others' service
             return self._fail(sequence, error)
-        self._trim_blocks(sequence)
-        self._make_known(sequence)
+        self._blocks.trim(sequence)
+        self._blocks.note_computed(sequence)
         last = releases[-1]
         if last.finish_reason is not None:
             self._retire(sequence)
@@ -393,12 +380,6 @@ class Engine:
         self._counts.generation_tokens += 1
         return token_id, sequence.answer.push(token_id, logprob)
 
-    def _trim_blocks(self, sequence: Sequence) -> None:
-        """Give back the blocks that only wrong guesses needed."""
-        kept = blocks_for(sequence.num_computed_tokens, self.model.config.block_size)
-        self._pool.release(reversed(sequence.blocks[kept:]))
-        del sequence.blocks[kept:]
-
     # ---- ending ----
 
     def _fail(self, sequence: Sequence, error: Exception) -> OutputDelta:
@@ -413,7 +394,7 @@ class Engine:
     def _retire(self, sequence: Sequence) -> None:
         if self._running.pop(sequence.key, None) is None:
             self._waiting.take(sequence.key)
-        self._release_blocks(sequence)
+        self._blocks.release(sequence)
         answers = self._requests[sequence.request_id]
         answers.remove(sequence)
         for other in answers:
@@ -423,12 +404,6 @@ class Engine:
         self._served.leave(sequence.options.tenant)
         if self._speculator is not None:
             self._speculator.forget(sequence.key)
-
-    def _release_blocks(self, sequence: Sequence) -> None:
-        self._pool.release(reversed(sequence.blocks))
-        sequence.blocks = []
-        sequence.num_computed_tokens = 0
-        sequence.num_known_blocks = 0
 
 
 def _joined(parts: Iterable[SequenceOf[Item]]) -> tuple[Item, ...]:

@@ -43,6 +43,8 @@ class Sequence:
     """Whether all that was computed are numbers."""
     num_stored_blocks: int = 0
     """Blocks behind the computed ones that can be read from the disk."""
+    known_length: int | None = None
+    """Blocks from the first on that were in memory or on the disk when it was first looked for; None: not yet."""
     num_cached_tokens: int | None = None
     """Prompt tokens that were not computed again; None until the first admission."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
@@ -86,8 +88,12 @@ class Sequence:
         while len(self._block_keys) <= number:
             at = len(self._block_keys)
             parent = self._block_keys[-1] if at else self.root_key
-            self._block_keys.append(child_key(parent, self.tokens(at * block_size, (at + 1) * block_size)))
+            self._block_keys.append(child_key(parent, self.block_tokens(at, block_size)))
         return self._block_keys[number]
+
+    def block_tokens(self, number: int, block_size: int) -> tuple[int, ...]:
+        """Return the tokens of the full block with this number."""
+        return tuple(self.tokens(number * block_size, (number + 1) * block_size))
 
     def chain(self, block_size: int, first: int = 0) -> Iterator[tuple[bytes, tuple[int, ...]]]:
         """Yield key and tokens of its full blocks from number `first` on, without the one that holds the last token.
@@ -95,5 +101,4 @@ class Sequence:
         At least one token of a text is always computed: its logits are wanted.
         """
         for number in range(first, (self.num_tokens - 1) // block_size):
-            tokens = tuple(self.tokens(number * block_size, (number + 1) * block_size))
-            yield self.block_key(number, block_size), tokens
+            yield self.block_key(number, block_size), self.block_tokens(number, block_size)

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
@@ -19,6 +20,8 @@ from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.engine import Engine
 from qwenstack.engine.sampler import TokenHistory, choose_token, uniform_number
 from qwenstack.engine.scheduler import blocks_for
+
+pytestmark = pytest.mark.timeout(1800)
 
 BLOCK = 8
 NUM_BLOCKS = 24
@@ -91,7 +94,7 @@ class EngineMachine(RuleBasedStateMachine):
         written = set((batch.slot_mapping // BLOCK).tolist())
         holders = Counter(block for sequence in self.engine._running.values() for block in sequence.blocks)
         assert all(holders[block] == 1 for block in written), "(3) a block that is written has one holder"
-        assert not written & set(self.engine._cache._by_block), "(5) a cached block does not change"
+        assert not written & set(self.engine._blocks._prefixes._by_block), "(5) a cached block does not change"
 
     @rule(
         target=requests,
@@ -166,7 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert len(running) <= SEATS
         for sequence in running:
             assert len(sequence.blocks) == blocks_for(sequence.num_computed_tokens, BLOCK), "(4) no block too many"
-        for cached in self.engine._cache._by_key.values():
+        for cached in self.engine._blocks._prefixes._by_key.values():
             assert len(cached.token_ids) == BLOCK, "(5) cached blocks are full"
         stats = self.engine.stats()
         assert stats.num_requests_running + stats.num_requests_waiting == sum(self.live.values())
