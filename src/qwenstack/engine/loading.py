@@ -58,7 +58,7 @@ class LoadedModel:
     decoder: Decoder
     kv_cache: KVCache
     tokenizer: Tokenizer
-    precision: PrecisionPolicy = PrecisionPolicy(activation_bits=8)
+    precision: PrecisionPolicy
     """The class of each request, by the length of its prompt."""
 
 

@@ -13,8 +13,8 @@ from qwenstack.kernels.dequantize import bfloat16_to_float32, float32_to_bfloat1
 CACHE_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16), np.dtype(np.int8))
 
 INT8_GROUP = 16
-"""Columns that share a scale. Groups of 16 with float16 scales take as much memory as groups of 32 with float32 ones and
-lose half as much (docs/precision.md)."""
+"""Columns that share a scale. Groups of 16 with float16 scales take as much memory as groups of 32 with float32 ones
+and lose half as much (docs/precision.md)."""
 MAX_INT8_HEAD_DIM = 1024
 """The native kernels keep one head on the stack."""
 

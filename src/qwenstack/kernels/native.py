@@ -34,7 +34,7 @@ class NativeKernels:
         """Start the threads."""
         self.isa: Isa = isa if isa is not None else supported_isas()[0]
         self.num_threads = num_threads
-        self._activation_bits: ActivationBits = activation_bits
+        self.activation_bits: ActivationBits = activation_bits
         self._context = _native.Context(num_threads, self.isa)
 
     @property
@@ -45,7 +45,7 @@ class NativeKernels:
     def with_activation_bits(self, activation_bits: ActivationBits) -> Kernels:
         """See `Kernels.with_activation_bits`."""
         kernels = copy.copy(self)
-        kernels._activation_bits = activation_bits
+        kernels.activation_bits = activation_bits
         return kernels
 
     def pack(self, weights: Sequence[RawWeight], bias: np.ndarray | None = None) -> PackedLinear:
@@ -65,7 +65,7 @@ class NativeKernels:
         accumulate: bool = False,
     ) -> None:
         """See `Kernels.linear`."""
-        has_16_bits = self._activation_bits == 16
+        has_16_bits = self.activation_bits == 16
         self._context.linear(x_TD, _own(packed, "linear"), out_TO, norm_weight, eps, accumulate, has_16_bits)
 
     def gate_up_silu(
@@ -78,7 +78,7 @@ class NativeKernels:
         eps: float = 0.0,
     ) -> None:
         """See `Kernels.gate_up_silu`."""
-        has_16_bits = self._activation_bits == 16
+        has_16_bits = self.activation_bits == 16
         self._context.gate_up_silu(x_TD, _own(packed, "gate_up_silu"), out_TF, norm_weight, eps, has_16_bits)
 
     def rms_norm(self, x_TD: np.ndarray, weight_D: np.ndarray, eps: float, out_TD: np.ndarray) -> None:

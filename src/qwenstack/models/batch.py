@@ -51,6 +51,11 @@ class KVCache:
         layers = tuple((np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(config.num_hidden_layers))
         return cls(layers=layers, block_size=block_size, num_blocks=num_blocks)
 
+    @property
+    def dtype_name(self) -> str:
+        """The type of keys and values, as users name it."""
+        return "bfloat16" if (dtype := self.layers[0][0].dtype) == np.uint16 else dtype.name
+
     def block_bytes(self) -> int:
         """Return the bytes of one block in all layers."""
         return sum(array.nbytes for layer in self.layers for array in layer) // self.num_blocks
