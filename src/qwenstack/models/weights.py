@@ -75,7 +75,7 @@ class WeightReader:
             self._tensors = dict(checkpoint.tensors)
         if not self._tensors:
             raise ModelFormatError(f"{str(checkpoint.path)!r} holds no tensors of a model.")
-        self._weight_format: WeightFormat = weight_format
+        self.weight_format: WeightFormat = weight_format
 
     def matrix(self, name: str, out_features: int, in_features: int) -> StoredTensor:
         """Return a matrix in the format asked for.
@@ -83,7 +83,7 @@ class WeightReader:
         Raises:
             ModelFormatError: it is missing or has another shape.
         """
-        return convert(self._get(name, (out_features, in_features)), self._weight_format)
+        return convert(self._get(name, (out_features, in_features)), self.weight_format)
 
     def stored_matrix(self, name: str, out_features: int, in_features: int) -> StoredTensor:
         """Return a matrix as the file has it: one that is looked up, or so small and decisive as a router.
@@ -139,7 +139,7 @@ class WeightReader:
     def _loaded_type(self, tensor: StoredTensor) -> WeightType:
         if len(tensor.shape) != 2:
             return tensor.weight_type
-        return loaded_type(tensor.weight_type, tensor.shape[1], self._weight_format)
+        return loaded_type(tensor.weight_type, tensor.shape[1], self.weight_format)
 
 
 def _num_bytes(tensor: StoredTensor, weight_type: WeightType) -> int:
