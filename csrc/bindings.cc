@@ -154,10 +154,23 @@ std::optional<CacheType> cache_type(const Array& cache) {
     if (cache.dtype() == nb::dtype<uint16_t>()) {
         return CacheType::kBfloat16;
     }
+    if (cache.dtype() == nb::dtype<int8_t>()) {
+        return CacheType::kInt8;
+    }
     if (cache.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && cache.dtype().bits == 16) {
         return CacheType::kFloat16;
     }
     return std::nullopt;
+}
+
+// The head width of a cache's rows; 0 if no head fills them.
+size_t head_dim_of(CacheType type, size_t row_width) {
+    if (type != CacheType::kInt8) {
+        return row_width;
+    }
+    constexpr size_t kGroupBytes = kInt8GroupColumns + 2;
+    const size_t head_dim = row_width - 2 * ((row_width + kGroupBytes - 1) / kGroupBytes);
+    return row_width > 2 && int8_row_width(head_dim) == row_width ? head_dim : 0;
 }
 
 template <typename Array>
@@ -171,8 +184,8 @@ Heads check_heads(const char* operation, int64_t num_heads, int64_t num_kv_heads
     const std::optional<CacheType> type = cache_type(k_cache);
     if (!type.has_value() || k_cache.ndim() != 4 || k_cache.size() == 0 || !is_contiguous(k_cache) ||
         k_cache.shape(1) != static_cast<size_t>(num_kv_heads) || k_cache.device_type() != nb::device::cpu::value) {
-        refuse(operation, "`k_cache` must be contiguous float32, float16 or uint16 (bfloat16) of shape [blocks, ",
-               std::to_string(num_kv_heads), ", block size, head width], not ", describe_type(k_cache), " of shape ",
+        refuse(operation, "`k_cache` must be contiguous float32, float16, uint16 (bfloat16) or int8 of shape [blocks, ",
+               std::to_string(num_kv_heads), ", block size, row width], not ", describe_type(k_cache), " of shape ",
                describe_shape(k_cache), ".");
     }
     if (!(v_cache.dtype() == k_cache.dtype()) || !is_contiguous(v_cache) ||
@@ -181,20 +194,28 @@ Heads check_heads(const char* operation, int64_t num_heads, int64_t num_kv_heads
         refuse(operation, "`v_cache` must be like `k_cache`, ", describe_type(k_cache), " of shape ",
                describe_shape(k_cache), ", not ", describe_type(v_cache), " of shape ", describe_shape(v_cache), ".");
     }
-    if (k_cache.shape(3) % 2 != 0) {
-        refuse(operation, "the head width is ", std::to_string(k_cache.shape(3)),
-               "; rotary embedding needs an even one.");
+    const size_t head_dim = head_dim_of(*type, k_cache.shape(3));
+    if (head_dim == 0) {
+        refuse(operation, "rows of ", std::to_string(k_cache.shape(3)),
+               " bytes are no int8 codes of a head with their scales.");
+    }
+    if (head_dim % 2 != 0) {
+        refuse(operation, "the head width is ", std::to_string(head_dim), "; rotary embedding needs an even one.");
+    }
+    if (*type == CacheType::kInt8 && head_dim > kMaxInt8HeadDim) {
+        refuse(operation, "the head width is ", std::to_string(head_dim), "; an int8 cache takes at most ",
+               std::to_string(kMaxInt8HeadDim), ".");
     }
     return {static_cast<size_t>(num_heads),
             static_cast<size_t>(num_kv_heads),
-            k_cache.shape(3),
+            head_dim,
             k_cache.shape(0),
             k_cache.shape(2),
             *type};
 }
 
 LinearJob check_linear(const char* operation, const Input& x, const PackedLinear& packed, const Output& out,
-                       size_t out_width, const OptionalInput& norm_weight, float eps) {
+                       size_t out_width, const OptionalInput& norm_weight, float eps, bool has_16_bit_activations) {
     const size_t num_tokens = num_rows(x);
     LinearJob job{};
     job.x = checked<float>(operation, "x", x, {num_tokens, packed.in_features()});
@@ -202,6 +223,7 @@ LinearJob check_linear(const char* operation, const Input& x, const PackedLinear
     job.eps = eps;
     job.num_tokens = num_tokens;
     job.in_features = packed.in_features();
+    job.has_16_bit_activations = has_16_bit_activations;
     job.bias = packed.bias();
     job.out = checked<float>(operation, "out", out, {num_tokens, out_width});
     job.out_stride = out_width;
@@ -236,20 +258,22 @@ std::unique_ptr<PackedLinear> pack(Context& context, const std::vector<Matrix>& 
 }
 
 void linear(Context& context, const Input& x, const PackedLinear& packed, const Output& out,
-            const OptionalInput& norm_weight, float eps, bool accumulate) {
-    LinearJob job = check_linear("linear", x, packed, out, packed.out_features(), norm_weight, eps);
+            const OptionalInput& norm_weight, float eps, bool accumulate, bool has_16_bit_activations) {
+    LinearJob job =
+        check_linear("linear", x, packed, out, packed.out_features(), norm_weight, eps, has_16_bit_activations);
     job.accumulate = accumulate;
     const nb::gil_scoped_release release;
     context.linear(job, packed);
 }
 
 void gate_up_silu(Context& context, const Input& x, const PackedLinear& packed, const Output& out,
-                  const OptionalInput& norm_weight, float eps) {
+                  const OptionalInput& norm_weight, float eps, bool has_16_bit_activations) {
     const std::vector<Segment>& segments = packed.segments();
     if (segments.size() != 2 || segments[0].rows != segments[1].rows) {
         refuse("gate_up_silu", "needs weights packed from a gate and an up matrix of equal size.");
     }
-    const LinearJob job = check_linear("gate_up_silu", x, packed, out, segments[0].rows, norm_weight, eps);
+    const LinearJob job =
+        check_linear("gate_up_silu", x, packed, out, segments[0].rows, norm_weight, eps, has_16_bit_activations);
     const nb::gil_scoped_release release;
     context.gate_up_silu(job, packed);
 }
@@ -348,7 +372,7 @@ std::vector<std::string> supported_isas() {
     return names;
 }
 
-void create_context(Context* place, int64_t num_threads, const std::string& isa, bool has_16_bit_activations) {
+void create_context(Context* place, int64_t num_threads, const std::string& isa) {
     if (num_threads < 1 || num_threads > static_cast<int64_t>(ThreadPool::kMaxThreads)) {
         refuse("kernels", "the number of threads is ", std::to_string(num_threads), "; it must lie in 1…",
                std::to_string(ThreadPool::kMaxThreads), ".");
@@ -361,7 +385,7 @@ void create_context(Context* place, int64_t num_threads, const std::string& isa,
         }
         refuse("kernels", "this processor cannot run `", isa, "`; it can run ", choices, ".");
     }
-    new (place) Context(static_cast<size_t>(num_threads), *kernels, has_16_bit_activations);
+    new (place) Context(static_cast<size_t>(num_threads), *kernels);
 }
 
 }  // namespace
@@ -375,12 +399,13 @@ NB_MODULE(_native, module) {
         .def_prop_ro("out_features", &PackedLinear::out_features)
         .def_prop_ro("num_bytes", &PackedLinear::num_bytes);
     nb::class_<Context>(module, "Context")
-        .def("__init__", &create_context, nb::arg("num_threads"), nb::arg("isa"), nb::arg("has_16_bit_activations"))
+        .def("__init__", &create_context, nb::arg("num_threads"), nb::arg("isa"))
         .def("pack", &pack, nb::arg("matrices"), nb::arg("bias").none())
         .def("linear", &linear, nb::arg("x").noconvert(), nb::arg("packed"), nb::arg("out").noconvert(),
-             nb::arg("norm_weight").noconvert().none(), nb::arg("eps"), nb::arg("accumulate"))
+             nb::arg("norm_weight").noconvert().none(), nb::arg("eps"), nb::arg("accumulate"),
+             nb::arg("has_16_bit_activations"))
         .def("gate_up_silu", &gate_up_silu, nb::arg("x").noconvert(), nb::arg("packed"), nb::arg("out").noconvert(),
-             nb::arg("norm_weight").noconvert().none(), nb::arg("eps"))
+             nb::arg("norm_weight").noconvert().none(), nb::arg("eps"), nb::arg("has_16_bit_activations"))
         .def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("eps"),
              nb::arg("out").noconvert())
         .def("rope_and_write_kv", &rope_and_write_kv, nb::arg("qkv").noconvert(), nb::arg("num_heads"),

@@ -72,7 +72,7 @@ void Context::prepare_activations(LinearJob& job, const PackedLinear& packed) {
     if (has_kind(packed, true)) {
         const size_t size = job.num_tokens * (job.in_features / kGroupColumns) * kActivationGroupBytes;
         uint8_t* const activations = activations_.reserve(size);
-        uint8_t* const rest = has_16_bit_activations_ ? rest_.reserve(size) : nullptr;
+        uint8_t* const rest = job.has_16_bit_activations ? rest_.reserve(size) : nullptr;
         const size_t block_tokens = kernels_.block_tokens;
         const size_t num_blocks = (job.num_tokens + block_tokens - 1) / block_tokens;
         pool_.run(num_blocks, [&](size_t block, size_t) {
@@ -97,7 +97,7 @@ void Context::linear(LinearJob job, const PackedLinear& packed) {
     const std::lock_guard lock(mutex_);
     prepare_activations(job, packed);
     reserve_thread_scratch(kernels_.linear_scratch_bytes());
-    if (has_16_bit_activations_) {
+    if (job.has_16_bit_activations) {
         multiply_with_rest(job, packed);
     } else {
         multiply(job, packed, false);
@@ -137,7 +137,7 @@ void Context::gate_up_silu(LinearJob job, const PackedLinear& packed) {
     reserve_thread_scratch(kernels_.linear_scratch_bytes());
     const Segment& gate = packed.segments()[0];
     const Segment& up = packed.segments()[1];
-    if (has_16_bit_activations_) {
+    if (job.has_16_bit_activations) {
         LinearJob product = job;
         product.out_stride = packed.out_features();
         product.out = reinterpret_cast<float*>(gate_up_.reserve(job.num_tokens * product.out_stride * sizeof(float)));

@@ -29,15 +29,14 @@ private:
 
 class Context {
 public:
-    // With 16-bit activations each product with quantised weights is computed twice: with the rounded activations, and
-    // with what rounding took away.
-    Context(size_t num_threads, const KernelTable& kernels, bool has_16_bit_activations)
-        : kernels_(kernels), has_16_bit_activations_(has_16_bit_activations), pool_(num_threads) {}
+    Context(size_t num_threads, const KernelTable& kernels) : kernels_(kernels), pool_(num_threads) {}
 
     // Arguments are those of the jobs in kernel_table.h; fields that the context fills in itself may be left out. All
     // functions may throw std::bad_alloc and then have changed nothing.
     std::unique_ptr<PackedLinear> pack(const std::vector<StoredMatrix>& matrices, const float* bias);
     void rms_norm(const NormJob& job, size_t num_rows);
+    // With 16-bit activations each product with quantised weights is computed twice: with the rounded activations, and
+    // with what rounding took away.
     void linear(LinearJob job, const PackedLinear& packed);
     void gate_up_silu(LinearJob job, const PackedLinear& packed);
     void rope_and_write_kv(const RopeJob& job, CacheType type, size_t num_tokens);
@@ -58,7 +57,6 @@ private:
 
     std::mutex mutex_;
     const KernelTable& kernels_;
-    const bool has_16_bit_activations_;
     ThreadPool pool_;
     ScratchMemory activations_;
     ScratchMemory rest_;

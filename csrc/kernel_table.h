@@ -29,6 +29,7 @@ struct LinearJob {
     float eps;
     size_t num_tokens;
     size_t in_features;
+    bool has_16_bit_activations;  // what rounding x to int8 took away is multiplied too
     const uint8_t* activations;  // quantised x, if a segment is quantised
     const float* normed;         // x after the norm (x itself without one), if a segment is float
     const float* bias;           // null: none
@@ -88,7 +89,14 @@ struct AttentionPart {
     size_t num_queries;
 };
 
-enum class CacheType : uint8_t { kFloat32, kFloat16, kBfloat16 };
+enum class CacheType : uint8_t { kFloat32, kFloat16, kBfloat16, kInt8 };
+
+// A row of an int8 cache: a float16 scale for each group of columns, then the codes (see kernels/kv_cache.h).
+static constexpr size_t kInt8GroupColumns = 16;
+static constexpr size_t kMaxInt8HeadDim = 1024;  // several times the widest head in use
+
+constexpr size_t num_int8_groups(size_t head_dim) { return (head_dim + kInt8GroupColumns - 1) / kInt8GroupColumns; }
+constexpr size_t int8_row_width(size_t head_dim) { return head_dim + 2 * num_int8_groups(head_dim); }
 
 struct KernelTable {
     const char* name;

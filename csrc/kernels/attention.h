@@ -109,13 +109,11 @@ private:
         size_t offset = first_key % job_.block_size;
         const Value* keys[kChunkKeys];
         for (size_t key = 0; key < num_keys; ++key) {
-            const size_t index = cache_index(static_cast<size_t>(blocks[block]), part_.kv_head, offset,
-                                             job_.num_kv_heads, job_.block_size, job_.head_dim);
+            const size_t index = cache_index<kType>(static_cast<size_t>(blocks[block]), part_.kv_head, offset,
+                                                    job_.num_kv_heads, job_.block_size, job_.head_dim);
             keys[key] = static_cast<const Value*>(job_.k_cache) + index;
-            const Value* const value = static_cast<const Value*>(job_.v_cache) + index;
-            for (size_t i = 0; i < job_.head_dim; i += 16) {
-                store(scratch_.values + key * padded_ + i, load_cached<kType>(value + i, job_.head_dim - i));
-            }
+            load_row<kType>(static_cast<const Value*>(job_.v_cache) + index, job_.head_dim,
+                            scratch_.values + key * padded_);
             if (++offset == job_.block_size) {
                 offset = 0;
                 ++block;
@@ -130,16 +128,10 @@ private:
     template <CacheType kType>
     void load_transposed_keys(const typename CacheValue<kType>::Type* const* keys, size_t num_keys, float* to) {
         for (size_t i = 0; i < job_.head_dim; i += 16) {
-            F32x16 rows[16];
-            for (size_t key = 0; key < num_keys; ++key) {
-                rows[key] = load_cached<kType>(keys[key] + i, job_.head_dim - i);
-            }
-            for (size_t key = num_keys; key < 16; ++key) {
-                rows[key] = broadcast(0.0f);
-            }
-            transpose(rows);
+            F32x16 columns[16];
+            load_transposed<kType>(keys, num_keys, i, job_.head_dim, columns);
             for (size_t column = 0; column < 16; ++column) {
-                store(to + (i + column) * kChunkKeys, rows[column]);
+                store(to + (i + column) * kChunkKeys, columns[column]);
             }
         }
     }

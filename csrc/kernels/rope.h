@@ -41,6 +41,32 @@ QWENSTACK_INLINE void rotate_head(const float* head, size_t head_dim, const floa
 }
 
 template <CacheType kType>
+QWENSTACK_INLINE void write_key(const RopeJob& job, const float* key, TokenAngles angles,
+                                typename CacheValue<kType>::Type* row) {
+    if constexpr (kType == CacheType::kInt8) {  // a group's scale needs all of its turned columns
+        float turned_key[kMaxInt8HeadDim];
+        rotate_head(key, job.head_dim, job.k_norm, job.eps, angles,
+                    [&](size_t i, F32x16 turned, size_t count) { store_first(turned_key + i, turned, count); });
+        store_int8_row(row, turned_key, job.head_dim);
+    } else {
+        rotate_head(key, job.head_dim, job.k_norm, job.eps, angles,
+                    [&](size_t i, F32x16 turned, size_t count) { store_cached<kType>(row + i, turned, count); });
+    }
+}
+
+template <CacheType kType>
+QWENSTACK_INLINE void write_value(const float* value, size_t head_dim, typename CacheValue<kType>::Type* row) {
+    if constexpr (kType == CacheType::kInt8) {
+        store_int8_row(row, value, head_dim);
+    } else {
+        for (size_t i = 0; i < head_dim; i += 16) {
+            const size_t count = head_dim - i;
+            store_cached<kType>(row + i, load_first(value + i, count), count);
+        }
+    }
+}
+
+template <CacheType kType>
 void rope_and_write_token(const RopeJob& job, size_t token) {
     using Value = typename CacheValue<kType>::Type;
     const size_t head_dim = job.head_dim;
@@ -55,16 +81,10 @@ void rope_and_write_token(const RopeJob& job, size_t token) {
                     [&](size_t i, F32x16 turned, size_t count) { store_first(query + i, turned, count); });
     }
     for (size_t head = 0; head < job.num_kv_heads; ++head) {
-        const size_t index =
-            cache_index(slot / job.block_size, head, slot % job.block_size, job.num_kv_heads, job.block_size, head_dim);
-        Value* const key = static_cast<Value*>(job.k_cache) + index;
-        rotate_head(keys + head * head_dim, head_dim, job.k_norm, job.eps, angles,
-                    [&](size_t i, F32x16 turned, size_t count) { store_cached<kType>(key + i, turned, count); });
-        Value* const value = static_cast<Value*>(job.v_cache) + index;
-        for (size_t i = 0; i < head_dim; i += 16) {
-            const size_t count = head_dim - i;
-            store_cached<kType>(value + i, load_first(values + head * head_dim + i, count), count);
-        }
+        const size_t index = cache_index<kType>(slot / job.block_size, head, slot % job.block_size, job.num_kv_heads,
+                                                job.block_size, head_dim);
+        write_key<kType>(job, keys + head * head_dim, angles, static_cast<Value*>(job.k_cache) + index);
+        write_value<kType>(values + head * head_dim, head_dim, static_cast<Value*>(job.v_cache) + index);
     }
 }
 

@@ -15,6 +15,7 @@ import numpy as np
 from qwenstack.core.protocols import ModelCard
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.loading import LoadedModel
+from qwenstack.engine.precision import PrecisionPolicy
 from qwenstack.models import KVCache, PackedBatch
 
 VOCABULARY = 64
@@ -91,4 +92,5 @@ def toy_model(*, num_blocks: int = 64, max_model_len: int = 128, **options: Any)
         decoder=cast("Any", ToyDecoder()),
         kv_cache=KVCache(layers=((keys, keys),), block_size=config.block_size, num_blocks=num_blocks),
         tokenizer=cast("Any", ToyTokenizer()),
+        precision=PrecisionPolicy(activation_bits=8),
     )

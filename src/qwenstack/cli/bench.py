@@ -118,6 +118,8 @@ def engine(
     report: dict[str, object] = {
         "model": loaded.card.id,
         "weight_format": loaded.card.weight_format,
+        "kv_cache": loaded.kv_cache.dtype_name,
+        "activations": str(loaded.precision),
         "kernels": loaded.decoder.kernels.name,
         **dataclasses.asdict(load),
         **summarise(runs),
@@ -196,6 +198,8 @@ def _print_report(report: dict[str, object]) -> None:
         ("", ""),
         [
             ("model", f"{report['model']} ({report['weight_format']})"),
+            ("keys and values", str(report["kv_cache"])),
+            ("activations", str(report["activations"])),
             ("kernels", str(report["kernels"])),
             ("load", f"{report['batch']} x {report['prompt_tokens']} + {report['max_tokens']} tokens"),
             ("machine", f"{machine.cpu}, {machine.num_cores} cores, {machine.platform}"),

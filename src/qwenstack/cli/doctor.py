@@ -14,7 +14,7 @@ from qwenstack.cli.machine import Machine, describe_machine
 from qwenstack.cli.options import AsJson, Assignments
 from qwenstack.cli.output import print_json
 from qwenstack.cli.serve import static_dir
-from qwenstack.cli.settings import PROJECT_FILE, ServerSettings, Settings, load_settings, user_file
+from qwenstack.cli.settings import PROJECT_FILE, EngineSettings, ServerSettings, Settings, load_settings, user_file
 from qwenstack.core.errors import QwenStackError
 
 _LEAST_MEMORY_BYTES = 1 << 30
@@ -49,6 +49,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield Check(name="cpu", status="ok", found=f"{machine.cpu}: {' '.join(machine.cpu_flags) or 'no special flags'}")
     yield check_cores(machine)
     yield _guarded("kernels", lambda: check_kernels(settings))
+    yield check_precision(settings.engine)
     yield check_memory(machine, _available_memory_bytes())
     yield _guarded("models", lambda: check_models(settings))
     yield check_web_page(static_dir())
@@ -87,6 +88,15 @@ def check_kernels(settings: Settings) -> Check:
     if "reference" in chosen:
         return Check(name="kernels", status="warn", found=found, advice="Install the compiled package: pip install .")
     return Check(name="kernels", status="ok", found=found)
+
+
+def check_precision(engine: EngineSettings) -> Check:
+    """Say in which types a model would be computed."""
+    activations = "as suits the model" if engine.activation_bits is None else f"{engine.activation_bits} bits"
+    if engine.short_prompt_tokens:
+        activations += f", 16 bits for prompts of at most {engine.short_prompt_tokens} tokens"
+    found = f"weights {engine.weight_format}, keys and values {engine.kv_cache_dtype}, activations {activations}"
+    return Check(name="precision", status="ok", found=found)
 
 
 def check_models(settings: Settings) -> Check:

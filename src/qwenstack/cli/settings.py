@@ -45,10 +45,14 @@ class EngineSettings:
     """Answers that are generated at the same time; more wait."""
     max_num_batched_tokens: Annotated[int, Between(low=16, high=1 << 16)] = 512
     """Tokens that one step computes; a long prompt is read in pieces of this size."""
-    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Type of stored keys and values; auto: float32 for float32 weights, else float16."""
+    weight_format: Literal["stored", "bfloat16", "int8"] = "stored"
+    """Type of the weights in memory; stored: as in the file. int8 halves those of bfloat16 files."""
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    """Type of stored keys and values; auto: float32 for float32 weights, else float16. int8 halves float16."""
     activation_bits: Literal[8, 16] | None = None
     """How finely activations are rounded; none: 16 bits for models under 300 million parameters, 8 for others."""
+    short_prompt_tokens: Annotated[int, Between(low=0, high=1 << 24)] = 0
+    """Answers to prompts of at most this many tokens are computed at 16 bits, whatever activation_bits says."""
     isa: Literal["auto", "avx512", "avx2", "scalar", "reference"] = "auto"
     """Instruction set of the kernels; auto: the best that this CPU has."""
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from qwenstack.core.errors import ConfigError
+from qwenstack.models import WeightFormat
 
-KVCacheDtype = Literal["auto", "float32", "float16", "bfloat16"]
+KVCacheDtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 IsaName = Literal["auto", "avx512", "avx2", "scalar", "reference"]
 
 
@@ -39,16 +40,24 @@ class EngineConfig:
     """Tokens one step computes: a long prompt is read in pieces of this size, beside the others' decoding."""
     block_size: int = 16
     """Tokens a KV block holds."""
+    weight_format: WeightFormat = "stored"
+    """`stored`: as the file has them; `int8`: matrices of floats rounded to int8 in groups of 32; `bfloat16`: all."""
     kv_cache_dtype: KVCacheDtype = "auto"
-    """`auto`: float32 for float32 weights, else float16."""
+    """`auto`: float32 for float32 weights, else float16; `int8`: rounded in groups of 16, about half of float16."""
     activation_bits: Literal[8, 16] | None = None
     """How finely activations are rounded where they meet quantised weights; None: 16 for small models, 8 for others."""
+    short_prompt_tokens: int = 0
+    """Answers to prompts of at most this many tokens are computed at 16 bits, whatever `activation_bits` says."""
     isa: IsaName = "auto"
     """Instruction set of the kernels; `reference` is the readable numpy twin."""
 
     def __post_init__(self) -> None:
         """Check every choice and range."""
-        for name, choices in (("kv_cache_dtype", get_args(KVCacheDtype)), ("isa", get_args(IsaName))):
+        for name, choices in (
+            ("weight_format", get_args(WeightFormat)),
+            ("kv_cache_dtype", get_args(KVCacheDtype)),
+            ("isa", get_args(IsaName)),
+        ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
         if self.activation_bits not in (None, 8, 16):
@@ -57,6 +66,7 @@ class EngineConfig:
             ("num_threads", 1, 1024),
             ("max_model_len", 1, 1 << 24),
             ("kv_cache_memory_bytes", 1 << 16, 1 << 50),
+            ("short_prompt_tokens", 0, 1 << 24),
             ("max_num_seqs", 1, 4096),
             ("max_num_waiting", 0, 1 << 20),
             ("max_num_batched_tokens", 16, 1 << 16),

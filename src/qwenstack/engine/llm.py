@@ -21,6 +21,7 @@ from qwenstack.engine.engine import Engine
 from qwenstack.engine.loading import default_sampling, load_model
 from qwenstack.hub.checkpoint import open_checkpoint
 from qwenstack.hub.pull import locate
+from qwenstack.models import WeightFormat
 from qwenstack.tokenizer import Tokenizer
 
 _NO_QUEUE_LIMIT = 1 << 20
@@ -42,8 +43,10 @@ class EngineOptions(TypedDict, total=False):
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
+    weight_format: WeightFormat
     kv_cache_dtype: KVCacheDtype
     activation_bits: Literal[8, 16] | None
+    short_prompt_tokens: int
     isa: IsaName
 
 

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -17,10 +16,11 @@ from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.core.weight_type import WeightType
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.memory import available_memory_bytes
+from qwenstack.engine.precision import PrecisionPolicy
 from qwenstack.engine.scheduler import blocks_for
 from qwenstack.hub.checkpoint import Checkpoint, open_checkpoint
 from qwenstack.kernels import Kernels, load_kernels
-from qwenstack.models import Decoder, KVCache, ModelConfig, WeightReader, kv_bytes_per_token, read_config
+from qwenstack.models import Decoder, KVCache, WeightReader, kv_bytes_per_token, read_config
 from qwenstack.tokenizer import Tokenizer
 
 _PACKING_OVERHEAD = 1.12
@@ -34,7 +34,12 @@ _DEFAULT_CONTEXTS = 4
 """Full contexts that the cache holds where nobody says how much memory it may take."""
 _SHORTEST_DEFAULT = 4096
 """A chat with less is not worth starting without asking."""
-_KV_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
+_KV_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+    "int8": np.dtype(np.int8),
+}
 
 _QWEN_SAMPLING = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
 _QWEN3_SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
@@ -53,6 +58,8 @@ class LoadedModel:
     decoder: Decoder
     kv_cache: KVCache
     tokenizer: Tokenizer
+    precision: PrecisionPolicy
+    """The class of each request, by the length of its prompt."""
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
@@ -65,16 +72,17 @@ def load_model(config: EngineConfig) -> LoadedModel:
     """
     checkpoint = open_checkpoint(config.model_path)
     model_config = read_config(checkpoint)
-    reader = WeightReader(checkpoint, model_config)
+    reader = WeightReader(checkpoint, model_config, config.weight_format)
+    precision = precision_policy(config, num_parameters=model_config.num_parameters)
     dtype = _kv_dtype(config, reader)
     cache = plan_cache(
         config,
         trained_len=model_config.max_position_embeddings,
         bytes_per_token=kv_bytes_per_token(model_config, dtype),
-        weight_bytes=int(reader.num_bytes * _PACKING_OVERHEAD) + _WORKING_BYTES,
+        weight_bytes=int(reader.num_bytes * _PACKING_OVERHEAD) + reader.conversion_bytes + _WORKING_BYTES,
         available_bytes=available_memory_bytes(),
     )
-    decoder = Decoder(model_config, reader, _load_kernels(config, model_config))
+    decoder = Decoder(model_config, reader, _load_kernels(config, precision))
     tokenizer = load_tokenizer(checkpoint)
     return LoadedModel(
         config=config,
@@ -89,6 +97,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         decoder=decoder,
         kv_cache=KVCache.allocate(model_config, num_blocks=cache.num_blocks, block_size=config.block_size, dtype=dtype),
         tokenizer=tokenizer,
+        precision=precision,
     )
 
 
@@ -128,18 +137,20 @@ def default_sampling(checkpoint: Checkpoint) -> Mapping[str, float | int]:
     return dict(_QWEN3_SAMPLING if model_config.model_type.startswith("qwen3") else _QWEN_SAMPLING)
 
 
-def _load_kernels(config: EngineConfig, model_config: ModelConfig) -> Kernels:
+def precision_policy(config: EngineConfig, *, num_parameters: int) -> PrecisionPolicy:
+    """Return how finely requests are computed: as asked for, or as suits a model of this size."""
+    default = 16 if num_parameters < _SMALL_MODEL_PARAMETERS else 8
+    return PrecisionPolicy(
+        activation_bits=config.activation_bits or default, short_prompt_tokens=config.short_prompt_tokens
+    )
+
+
+def _load_kernels(config: EngineConfig, precision: PrecisionPolicy) -> Kernels:
     num_threads = config.num_threads or num_cores()
     try:
-        return load_kernels(num_threads, config.isa, activation_bits=_activation_bits(config, model_config))
+        return load_kernels(num_threads, config.isa, activation_bits=precision.activation_bits)
     except ValueError as error:
         raise ConfigError(f"`isa` is {config.isa!r} and `num_threads` {num_threads}: {error}") from error
-
-
-def _activation_bits(config: EngineConfig, model_config: ModelConfig) -> Literal[8, 16]:
-    if config.activation_bits is not None:
-        return config.activation_bits
-    return 16 if model_config.num_parameters < _SMALL_MODEL_PARAMETERS else 8
 
 
 def num_cores() -> int:

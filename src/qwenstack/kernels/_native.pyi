@@ -11,7 +11,7 @@ class PackedLinear:
     def num_bytes(self) -> int: ...
 
 class Context:
-    def __init__(self, num_threads: int, isa: str, has_16_bit_activations: bool) -> None: ...
+    def __init__(self, num_threads: int, isa: str) -> None: ...
     def pack(self, matrices: list[tuple[int, int, int, np.ndarray]], bias: np.ndarray | None) -> PackedLinear: ...
     def linear(
         self,
@@ -21,9 +21,16 @@ class Context:
         norm_weight: np.ndarray | None,
         eps: float,
         accumulate: bool,
+        has_16_bit_activations: bool,
     ) -> None: ...
     def gate_up_silu(
-        self, x: np.ndarray, packed: PackedLinear, out: np.ndarray, norm_weight: np.ndarray | None, eps: float
+        self,
+        x: np.ndarray,
+        packed: PackedLinear,
+        out: np.ndarray,
+        norm_weight: np.ndarray | None,
+        eps: float,
+        has_16_bit_activations: bool,
     ) -> None: ...
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray) -> None: ...
     def rope_and_write_kv(

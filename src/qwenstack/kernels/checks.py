@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qwenstack.kernels.kv_rows import CACHE_DTYPES, MAX_INT8_HEAD_DIM, head_dim_of
 from qwenstack.kernels.protocol import PackedLinear, RawWeight
-
-_CACHE_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
 
 
 def check_array(operation: str, name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
@@ -138,21 +137,23 @@ def check_attend(
 def _check_heads(operation: str, num_heads: int, num_kv_heads: int, k_cache: np.ndarray, v_cache: np.ndarray) -> int:
     if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(f"{operation}: {num_heads} query heads cannot share {num_kv_heads} key/value heads evenly.")
-    if (
-        k_cache.ndim != 4
-        or k_cache.dtype not in _CACHE_DTYPES
-        or k_cache.shape[1] != num_kv_heads
-        or 0 in k_cache.shape
-    ):
+    if k_cache.ndim != 4 or k_cache.dtype not in CACHE_DTYPES or k_cache.shape[1] != num_kv_heads or 0 in k_cache.shape:
         raise ValueError(
-            f"{operation}: `k_cache` must be float32, float16 or uint16 (bfloat16) of shape "
-            f"[blocks, {num_kv_heads}, block size, head width], not {k_cache.dtype.name} of {list(k_cache.shape)}."
+            f"{operation}: `k_cache` must be float32, float16, uint16 (bfloat16) or int8 of shape "
+            f"[blocks, {num_kv_heads}, block size, row width], not {k_cache.dtype.name} of {list(k_cache.shape)}."
         )
     check_array(operation, "k_cache", k_cache, k_cache.dtype.type, k_cache.shape)
     check_array(operation, "v_cache", v_cache, k_cache.dtype.type, k_cache.shape)
-    if k_cache.shape[3] % 2:
-        raise ValueError(f"{operation}: the head width is {k_cache.shape[3]}; rotary embedding needs an even one.")
-    return k_cache.shape[3]
+    head_dim = head_dim_of(k_cache.shape[3], k_cache.dtype)
+    if head_dim is None:
+        raise ValueError(
+            f"{operation}: rows of {k_cache.shape[3]} bytes are no int8 codes of a head with their scales."
+        )
+    if head_dim % 2:
+        raise ValueError(f"{operation}: the head width is {head_dim}; rotary embedding needs an even one.")
+    if k_cache.dtype == np.int8 and head_dim > MAX_INT8_HEAD_DIM:
+        raise ValueError(f"{operation}: the head width is {head_dim}; an int8 cache takes at most {MAX_INT8_HEAD_DIM}.")
+    return head_dim
 
 
 def _check_range(operation: str, name: str, indices: np.ndarray, limit: int) -> None:

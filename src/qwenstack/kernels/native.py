@@ -5,13 +5,14 @@ All arithmetic and the checks of arrays are in the extension module `_native`, w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
 
 from qwenstack.kernels import _native
 from qwenstack.kernels.checks import check_pack
-from qwenstack.kernels.protocol import ActivationBits, Isa, PackedLinear, RawWeight
+from qwenstack.kernels.protocol import ActivationBits, Isa, Kernels, PackedLinear, RawWeight
 
 
 class NativeKernels:
@@ -33,12 +34,19 @@ class NativeKernels:
         """Start the threads."""
         self.isa: Isa = isa if isa is not None else supported_isas()[0]
         self.num_threads = num_threads
-        self._context = _native.Context(num_threads, self.isa, activation_bits == 16)
+        self.activation_bits: ActivationBits = activation_bits
+        self._context = _native.Context(num_threads, self.isa)
 
     @property
     def name(self) -> str:
         """The implementation and its instruction set."""
         return f"native ({self.isa}, {self.num_threads} threads)"
+
+    def with_activation_bits(self, activation_bits: ActivationBits) -> Kernels:
+        """See `Kernels.with_activation_bits`."""
+        kernels = copy.copy(self)
+        kernels.activation_bits = activation_bits
+        return kernels
 
     def pack(self, weights: Sequence[RawWeight], bias: np.ndarray | None = None) -> PackedLinear:
         """See `Kernels.pack`."""
@@ -57,7 +65,8 @@ class NativeKernels:
         accumulate: bool = False,
     ) -> None:
         """See `Kernels.linear`."""
-        self._context.linear(x_TD, _own(packed, "linear"), out_TO, norm_weight, eps, accumulate)
+        has_16_bits = self.activation_bits == 16
+        self._context.linear(x_TD, _own(packed, "linear"), out_TO, norm_weight, eps, accumulate, has_16_bits)
 
     def gate_up_silu(
         self,
@@ -69,7 +78,8 @@ class NativeKernels:
         eps: float = 0.0,
     ) -> None:
         """See `Kernels.gate_up_silu`."""
-        self._context.gate_up_silu(x_TD, _own(packed, "gate_up_silu"), out_TF, norm_weight, eps)
+        has_16_bits = self.activation_bits == 16
+        self._context.gate_up_silu(x_TD, _own(packed, "gate_up_silu"), out_TF, norm_weight, eps, has_16_bits)
 
     def rms_norm(self, x_TD: np.ndarray, weight_D: np.ndarray, eps: float, out_TD: np.ndarray) -> None:
         """See `Kernels.rms_norm`."""

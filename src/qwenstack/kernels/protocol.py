@@ -17,8 +17,9 @@ import numpy as np
 from qwenstack.core.weight_type import WeightType
 
 Isa: TypeAlias = Literal["avx512", "avx2", "scalar"]
-ActivationBits: TypeAlias = Literal[8, 16]
 """Instruction sets that the C++ kernels are built for; all give the same bits."""
+ActivationBits: TypeAlias = Literal[8, 16]
+"""How finely activations are rounded where they meet quantised weights."""
 
 
 class RawWeight(Protocol):
@@ -65,6 +66,14 @@ class Kernels(Protocol):
     @property
     def name(self) -> str:
         """The implementation and its instruction set, as `doctor` prints it."""
+        ...
+
+    def with_activation_bits(self, activation_bits: ActivationBits) -> Kernels:
+        """Return the same kernels, sharing threads and packed weights, that round activations this finely.
+
+        8 rounds the activations that meet quantised weights to int8; 16 also keeps, rounded again, what that took
+        away. It costs nothing: each forward pass may choose.
+        """
         ...
 
     def pack(self, weights: Sequence[RawWeight], bias: np.ndarray | None = None) -> PackedLinear:
@@ -131,8 +140,8 @@ class Kernels(Protocol):
 
         Shapes: `qkv_TW` float32, whose queries are replaced and whose keys and values are only read; cosines and
             sines `[T, H/2]` float32; `slot_mapping` `[T]` int64, block · block_size + offset, each slot at most once;
-            caches `[C, K, block_size, H]` float32, float16, or uint16 that holds bfloat16. With `q_norm_H` or
-            `k_norm_H` each head is RMS-normalised first.
+            caches `[C, K, block_size, H]` float32, float16, or uint16 that holds bfloat16, or int8 whose rows are
+            wider (`kv_rows.row_width`). With `q_norm_H` or `k_norm_H` each head is RMS-normalised first.
         """
         ...
 

@@ -11,14 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwenstack.kernels import checks
-from qwenstack.kernels.dequantize import (
-    QuantizedRows,
-    bfloat16_to_float32,
-    dequantize,
-    float32_to_bfloat16,
-    unpack,
-)
-from qwenstack.kernels.protocol import ActivationBits, PackedLinear, RawWeight
+from qwenstack.kernels.dequantize import QuantizedRows, dequantize, unpack
+from qwenstack.kernels.kv_rows import from_rows, to_rows
+from qwenstack.kernels.protocol import ActivationBits, Kernels, PackedLinear, RawWeight
 
 _ACTIVATION_GROUP = 32
 """Activations share an int8 scale in groups of this size, the smallest block of the weight types."""
@@ -67,6 +62,10 @@ class ReferenceKernels:
     def name(self) -> str:
         """The implementation and its instruction set."""
         return "reference (numpy)"
+
+    def with_activation_bits(self, activation_bits: ActivationBits) -> Kernels:
+        """See `Kernels.with_activation_bits`."""
+        return ReferenceKernels(activation_bits)
 
     def pack(self, weights: Sequence[RawWeight], bias: np.ndarray | None = None) -> PackedLinear:
         """See `Kernels.pack`."""
@@ -147,8 +146,9 @@ class ReferenceKernels:
         q_TNH, k_TKH, v_TKH = np.split(qkv, [num_heads, num_heads + num_kv_heads], axis=1)
         q_TNH[...] = _rotated(_normed(q_TNH, q_norm_H, eps), cos_T_half, sin_T_half)
         block, offset = np.divmod(slot_mapping, k_cache.shape[2])
-        k_cache[block, :, offset] = _to_cache(_rotated(_normed(k_TKH, k_norm_H, eps), cos_T_half, sin_T_half), k_cache)
-        v_cache[block, :, offset] = _to_cache(v_TKH, v_cache)
+        k_TKH = _rotated(_normed(k_TKH, k_norm_H, eps), cos_T_half, sin_T_half)
+        k_cache[block, :, offset] = to_rows(k_TKH, k_cache.dtype)
+        v_cache[block, :, offset] = to_rows(v_TKH, v_cache.dtype)
 
     def attend(
         self,
@@ -280,19 +280,11 @@ def _rotated(heads: np.ndarray, cos_T_half: np.ndarray, sin_T_half: np.ndarray) 
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2)
 
 
-def _to_cache(values: np.ndarray, cache: np.ndarray) -> np.ndarray:
-    if cache.dtype == np.uint16:
-        return float32_to_bfloat16(values)
-    with np.errstate(over="ignore"):  # beyond float16 is infinity
-        return values.astype(cache.dtype)
-
-
 def _gather(cache: np.ndarray, blocks: np.ndarray, length: int) -> np.ndarray:
     """Return the first `length` positions of a sequence as float32 `[K, S, H]`."""
     num_blocks = -(-int(length) // cache.shape[2])
     gathered = cache[blocks[:num_blocks]].swapaxes(0, 1)
-    values = gathered.reshape(cache.shape[1], -1, cache.shape[3])[:, :length]
-    return bfloat16_to_float32(values) if cache.dtype == np.uint16 else values.astype(np.float32)
+    return from_rows(gathered.reshape(cache.shape[1], -1, cache.shape[3])[:, :length])
 
 
 def _attend_one(q_NH: np.ndarray, k_KSH: np.ndarray, v_KSH: np.ndarray, scale: float) -> np.ndarray:

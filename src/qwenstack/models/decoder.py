@@ -17,7 +17,7 @@ import numpy as np
 
 from qwenstack.core.errors import ModelFormatError
 from qwenstack.hub.stored_tensor import StoredTensor
-from qwenstack.kernels import Kernels, PackedLinear, dequantize
+from qwenstack.kernels import ActivationBits, Kernels, PackedLinear, dequantize
 from qwenstack.models.batch import KVCache, PackedBatch
 from qwenstack.models.config import ExpertsConfig, ModelConfig
 from qwenstack.models.rope import Rotary
@@ -115,20 +115,18 @@ class Decoder:
         self.config = config
         self.kernels = kernels
         self._rotary = Rotary(config.head_dim, config.rope_theta)
-        self._embedding = reader.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self._embedding = reader.stored_matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self._layers = tuple(_load_layer(config, index, reader, kernels) for index in range(config.num_hidden_layers))
         self._norm_D = reader.vector("model.norm.weight", config.hidden_size)
-        head = self._embedding
-        if not config.tie_word_embeddings:
-            head = reader.matrix("lm_head.weight", config.vocab_size, config.hidden_size)
-        self._head = _pack(kernels, [head])
+        head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        self._head = _pack(kernels, [reader.matrix(head, config.vocab_size, config.hidden_size)])
 
     def forward(self, batch: PackedBatch, kv_cache: KVCache) -> np.ndarray:
         """Run the new tokens through all layers; their keys and values are in `kv_cache` afterwards.
 
         Shapes: result `[T, D]` float32, before the final norm.
         """
-        config, kernels = self.config, self.kernels
+        config, kernels = self.config, self._kernels_at(batch.activation_bits)
         num_tokens = len(batch.token_ids)
         x_TD = self._embed(batch.token_ids)
         cos_TH, sin_TH = self._rotary.at(batch.positions)
@@ -165,13 +163,16 @@ class Decoder:
             layer.mlp.add_to(x_TD, kernels, config.rms_norm_eps)
         return x_TD
 
-    def logits(self, x_RD: np.ndarray) -> np.ndarray:
-        """Return the logits `[R, V]` float32 of rows that `forward` gave."""
+    def logits(self, x_RD: np.ndarray, activation_bits: ActivationBits | None = None) -> np.ndarray:
+        """Return the logits `[R, V]` float32 of rows that `forward` gave for a batch of the same activation bits."""
         logits_RV = np.empty((len(x_RD), self.config.vocab_size), np.float32)
-        self.kernels.linear(
+        self._kernels_at(activation_bits).linear(
             np.ascontiguousarray(x_RD), self._head, logits_RV, norm_weight=self._norm_D, eps=self.config.rms_norm_eps
         )
         return logits_RV
+
+    def _kernels_at(self, activation_bits: ActivationBits | None) -> Kernels:
+        return self.kernels if activation_bits is None else self.kernels.with_activation_bits(activation_bits)
 
     def _embed(self, token_ids: np.ndarray) -> np.ndarray:
         return dequantize(self._embedding.data[token_ids], self._embedding.weight_type)
@@ -219,7 +220,7 @@ def _load_sparse(config: ModelConfig, prefix: str, reader: WeightReader, kernels
         name = f"{prefix}.mlp.experts.{index}"
         gate_up, down = _load_gate_up_down(config, name, config.experts.moe_intermediate_size, reader, kernels)
         experts.append(Expert(gate_up=gate_up, down=down))
-    router = reader.matrix(f"{prefix}.mlp.gate.weight", config.experts.num_experts, config.hidden_size)
+    router = reader.stored_matrix(f"{prefix}.mlp.gate.weight", config.experts.num_experts, config.hidden_size)
     return SparseMLP(
         norm_D=reader.vector(f"{prefix}.post_attention_layernorm.weight", config.hidden_size),
         router=_pack(kernels, [router]),

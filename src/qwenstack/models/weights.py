@@ -16,9 +16,10 @@ import numpy as np
 from qwenstack.core.errors import ModelFormatError
 from qwenstack.core.weight_type import WeightType
 from qwenstack.hub.checkpoint import Checkpoint
-from qwenstack.hub.stored_tensor import StoredTensor
+from qwenstack.hub.stored_tensor import StoredTensor, stored_bytes
 from qwenstack.kernels import dequantize
 from qwenstack.models.config import ModelConfig
+from qwenstack.models.weight_format import WeightFormat, convert, loaded_type
 
 _TOP_LEVEL = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -56,9 +57,13 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
 
 
 class WeightReader:
-    """The tensors of a checkpoint by Hugging Face's names, each with the shape that the configuration demands."""
+    """The tensors of a checkpoint by Hugging Face's names, each with the shape that the configuration demands.
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
+    Only matrices that are multiplied come in the format asked for: norms, biases, the embedding and routers stay as
+    the file has them.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, weight_format: WeightFormat = "stored") -> None:
         """Rename what is there; nothing is copied but Llama's query and key rows.
 
         Raises:
@@ -70,9 +75,18 @@ class WeightReader:
             self._tensors = dict(checkpoint.tensors)
         if not self._tensors:
             raise ModelFormatError(f"{str(checkpoint.path)!r} holds no tensors of a model.")
+        self.weight_format: WeightFormat = weight_format
 
     def matrix(self, name: str, out_features: int, in_features: int) -> StoredTensor:
-        """Return a stored matrix.
+        """Return a matrix in the format asked for.
+
+        Raises:
+            ModelFormatError: it is missing or has another shape.
+        """
+        return convert(self._get(name, (out_features, in_features)), self.weight_format)
+
+    def stored_matrix(self, name: str, out_features: int, in_features: int) -> StoredTensor:
+        """Return a matrix as the file has it: one that is looked up, or so small and decisive as a router.
 
         Raises:
             ModelFormatError: it is missing or has another shape.
@@ -100,16 +114,36 @@ class WeightReader:
 
     @property
     def prevailing_type(self) -> WeightType:
-        """The storage type that most bytes of the weights have."""
+        """The type that most bytes of the weights have once they are loaded."""
         sizes: dict[WeightType, int] = {}
         for tensor in self._tensors.values():
-            sizes[tensor.weight_type] = sizes.get(tensor.weight_type, 0) + tensor.data.nbytes
+            weight_type = self._loaded_type(tensor)
+            sizes[weight_type] = sizes.get(weight_type, 0) + _num_bytes(tensor, weight_type)
         return max(sizes, key=lambda weight_type: sizes[weight_type])
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors as stored."""
-        return sum(tensor.data.nbytes for tensor in self._tensors.values())
+        """Bytes of all tensors once they are loaded."""
+        return sum(_num_bytes(tensor, self._loaded_type(tensor)) for tensor in self._tensors.values())
+
+    @property
+    def conversion_bytes(self) -> int:
+        """Bytes of the largest matrix that is converted: it exists beside its packed form for a moment."""
+        converted = [
+            _num_bytes(tensor, weight_type)
+            for tensor in self._tensors.values()
+            if (weight_type := self._loaded_type(tensor)) is not tensor.weight_type
+        ]
+        return max(converted, default=0)
+
+    def _loaded_type(self, tensor: StoredTensor) -> WeightType:
+        if len(tensor.shape) != 2:
+            return tensor.weight_type
+        return loaded_type(tensor.weight_type, tensor.shape[1], self.weight_format)
+
+
+def _num_bytes(tensor: StoredTensor, weight_type: WeightType) -> int:
+    return tensor.data.nbytes if weight_type is tensor.weight_type else stored_bytes(weight_type, tensor.shape)
 
 
 def _hf_named(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> Iterator[tuple[str, StoredTensor]]:

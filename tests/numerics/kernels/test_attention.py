@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenstack.kernels import Kernels
-from qwenstack.kernels.dequantize import bfloat16_to_float32, float32_to_bfloat16
+from qwenstack.kernels.kv_rows import from_rows, to_rows
 
+CACHE_DTYPES = (np.float32, np.float16, np.uint16, np.int8)
 FLOAT32 = 1e-5
 """Sums of up to a few hundred products and exponentials of about 2 ulp, on values around 1."""
 
@@ -42,8 +43,7 @@ class Case:
         self.query_start = np.concatenate([[0], np.cumsum(self.query_lens)]).astype(np.int32)
 
     def to_cache(self, values):
-        values = values.astype(np.float32)
-        return float32_to_bfloat16(values) if self.dtype == np.uint16 else values.astype(self.dtype)
+        return to_rows(values.astype(np.float32), np.dtype(self.dtype))
 
     def arguments(self):
         return {
@@ -75,8 +75,7 @@ class Case:
         )
 
     def gathered(self, cache, sequence):
-        values = bfloat16_to_float32(cache) if cache.dtype == np.uint16 else cache
-        rows = values[self.block_table[sequence]].swapaxes(0, 1).reshape(self.kv_heads, -1, self.head_dim)
+        rows = from_rows(cache)[self.block_table[sequence]].swapaxes(0, 1).reshape(self.kv_heads, -1, self.head_dim)
         return torch.tensor(np.ascontiguousarray(rows[:, : self.kv_lens[sequence]])).double()
 
     def expected(self):
@@ -93,7 +92,7 @@ class Case:
         return np.concatenate(results)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16])
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
 def test_decoding_and_prompts_together_equal_plain_softmax_attention(dtype, kernels):
     case = Case(kv_lens=[1, 70, 33, 9], query_lens=[1, 1, 33, 5], heads=6, head_dim=64, dtype=dtype)
     np.testing.assert_allclose(case.run(kernels), case.expected(), rtol=0, atol=FLOAT32)
@@ -106,7 +105,7 @@ def test_decoding_and_prompts_together_equal_plain_softmax_attention(dtype, kern
     group=st.sampled_from([1, 2, 3, 5, 7, 8]),
     head_dim=st.sampled_from([2, 6, 10, 16, 50, 80, 128]),
     block_size=st.sampled_from([1, 4, 16, 32, 64]),
-    dtype=st.sampled_from([np.float32, np.float16, np.uint16]),
+    dtype=st.sampled_from(CACHE_DTYPES),
 )
 def test_any_shape_equals_plain_softmax_attention_with_one_set_of_bits(
     native, lengths, kv_heads, group, head_dim, block_size, dtype
@@ -126,8 +125,9 @@ def test_any_shape_equals_plain_softmax_attention_with_one_set_of_bits(
         np.testing.assert_array_equal(result.view(np.uint32), results["scalar"].view(np.uint32), err_msg=isa)
 
 
-def test_a_query_has_the_same_bits_in_a_prompt_in_a_chunk_and_alone(native):
-    case = Case(kv_lens=[100, 64], query_lens=[80, 40], heads=14, kv_heads=2, head_dim=64)
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+def test_a_query_has_the_same_bits_in_a_prompt_in_a_chunk_and_alone(dtype, native):
+    case = Case(kv_lens=[100, 64], query_lens=[80, 40], heads=14, kv_heads=2, head_dim=64, dtype=dtype)
     together = {isa: case.run(kernels) for isa, kernels in native.items() if isa != "scalar"}
     for isa, result in together.items():
         for sequence, first, last in [(0, 0, 1), (0, 11, 12), (0, 79, 80), (0, 13, 50), (1, 3, 40), (1, 0, 7)]:
@@ -152,26 +152,28 @@ def test_the_size_of_blocks_changes_no_bit(native):
             np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_a_token_never_attends_to_the_future(poison, kernels):
-    case = Case(kv_lens=[50], query_lens=[20])
+def test_a_token_never_attends_to_the_future(poison, dtype, kernels):
+    case = Case(kv_lens=[50], query_lens=[20], dtype=dtype)
     before = case.run(kernels)
     block, offset = divmod(40, case.block_size)
     for cache in (case.k_cache, case.v_cache):
-        cache[case.block_table[0, block], :, offset] = poison
+        cache[case.block_table[0, block], :, offset] = case.to_cache(np.full(case.head_dim, poison))
     after = case.run(kernels)
     np.testing.assert_array_equal(after[:10], before[:10])
     assert np.isnan(after[10:]).all()
 
 
-def test_a_sequence_never_reads_beyond_its_length(kernels):
-    case = Case(kv_lens=[50, 13], query_lens=[3, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+def test_a_sequence_never_reads_beyond_its_length(dtype, kernels):
+    case = Case(kv_lens=[50, 13], query_lens=[3, 1], dtype=dtype)
     before = case.run(kernels)
     for sequence, length in enumerate(case.kv_lens):
         for position in range(length, case.block_table.shape[1] * case.block_size):
             block, offset = divmod(position, case.block_size)
             for cache in (case.k_cache, case.v_cache):
-                cache[case.block_table[sequence, block], :, offset] = np.nan
+                cache[case.block_table[sequence, block], :, offset] = case.to_cache(np.full(case.head_dim, np.nan))
     np.testing.assert_array_equal(case.run(kernels), before)
 
 

@@ -9,13 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenstack.kernels import Kernels, ReferenceKernels
-from qwenstack.kernels.dequantize import bfloat16_to_float32
+from qwenstack.kernels.kv_rows import from_rows, row_width, to_rows
 
 FLOAT32 = 2e-6
 """A few roundings of float32 on values around 1."""
-CACHE_DTYPES = (np.float32, np.float16, np.uint16)
-CACHE_STEP = {np.float32: 2.0**-22, np.float16: 2.0**-11, np.uint16: 2.0**-8}
+CACHE_DTYPES = (np.float32, np.float16, np.uint16, np.int8)
+CACHE_STEP = {np.float32: 2.0**-22, np.float16: 2.0**-11, np.uint16: 2.0**-8, np.int8: 2.0**-11}
 """Half a step of the cache's type, relative: rounding may fall the other way where the last bit of float32 differs."""
+CODE_STEP = {np.float32: 0, np.float16: 0, np.uint16: 0, np.int8: 0.06}
+"""One code of an int8 cache: 7.5 / 127, for values of a normal distribution and their products."""
 
 
 @pytest.mark.parametrize("width", [1, 6, 16, 77, 896])
@@ -49,7 +51,7 @@ class RopeCase:
         angles = rng.uniform(0, 100, size=(tokens, head_dim // 2)).astype(np.float32)
         num_blocks = -(-tokens // block_size) + 2
         norm = rng.normal(size=(2, head_dim)).astype(np.float32) if norms else [None, None]
-        self.cache_shape = (num_blocks, kv_heads, block_size, head_dim)
+        self.cache_shape = (num_blocks, kv_heads, block_size, row_width(head_dim, np.dtype(dtype)))
         self.dtype = dtype
         self.options = {
             "num_heads": heads,
@@ -68,10 +70,6 @@ class RopeCase:
         by_token = {name: self.options[name][rows] for name in ("cos_T_half", "sin_T_half", "slot_mapping")}
         kernels.rope_and_write_kv(qkv, **(self.options | by_token), k_cache=k_cache, v_cache=v_cache)
         return qkv, k_cache, v_cache
-
-
-def as_floats(cache):
-    return bfloat16_to_float32(cache) if cache.dtype == np.uint16 else cache.astype(np.float32)
 
 
 def test_the_reference_turns_pairs_like_complex_numbers():
@@ -117,14 +115,15 @@ def test_every_instruction_set_gives_the_reference_numbers_and_one_set_of_bits(
         np.testing.assert_allclose(result[0], expected[0], rtol=0, atol=FLOAT32 * np.abs(expected[0]).max())
         for actual, wanted in zip(result[1:], expected[1:], strict=True):
             np.testing.assert_allclose(
-                as_floats(actual), as_floats(wanted), rtol=2 * CACHE_STEP[dtype], atol=FLOAT32 * 5
+                from_rows(actual), from_rows(wanted), rtol=2 * CACHE_STEP[dtype], atol=CODE_STEP[dtype] + FLOAT32 * 5
             )
         for actual, scalar in zip(result, results["scalar"], strict=True):
             np.testing.assert_array_equal(actual.view(np.uint8), scalar.view(np.uint8))
 
 
-def test_a_token_is_written_alike_alone_and_in_a_batch(kernels):
-    case = RopeCase(tokens=12, heads=6, kv_heads=2, head_dim=64, block_size=8, dtype=np.float16, norms=True)
+@pytest.mark.parametrize("dtype", [np.float16, np.int8])
+def test_a_token_is_written_alike_alone_and_in_a_batch(dtype, kernels):
+    case = RopeCase(tokens=12, heads=6, kv_heads=2, head_dim=64, block_size=8, dtype=dtype, norms=True)
     qkv, k_cache, v_cache = case.run(kernels)
     for token in (0, 7, 11):
         alone, k_alone, v_alone = case.run(kernels, slice(token, token + 1))
@@ -142,10 +141,18 @@ def test_values_are_rounded_to_the_cache_like_torch_rounds_them(dtype, kernels):
     bits[: len(edges)] = edges
     values = bits.view(np.float32).reshape(64, 64)
     values[np.isnan(values)] = np.float32(np.nan)
-    qkv = np.zeros((64, 3 * 64), np.float32)
-    qkv[:, 128:] = values
-    k_cache, v_cache = np.zeros((64, 1, 1, 64), dtype), np.zeros((64, 1, 1, 64), dtype)
-    ones, zeros = np.ones((64, 32), np.float32), np.zeros((64, 32), np.float32)
+    torch_type = torch.float16 if dtype == np.float16 else torch.bfloat16
+    expected = torch.tensor(values).to(torch_type).float().numpy()
+    np.testing.assert_array_equal(from_rows(written_values(kernels, values, dtype)), expected)
+
+
+def written_values(kernels: Kernels, values: np.ndarray, dtype: type) -> np.ndarray:
+    """Return the rows that values `[T, H]` of one head become."""
+    tokens, head_dim = values.shape
+    qkv = np.zeros((tokens, 3 * head_dim), np.float32)
+    qkv[:, 2 * head_dim :] = values
+    width = row_width(head_dim, np.dtype(dtype))
+    k_cache, v_cache = (np.zeros((tokens, 1, 1, width), dtype) for _ in range(2))
     kernels.rope_and_write_kv(
         qkv,
         num_heads=1,
@@ -153,12 +160,46 @@ def test_values_are_rounded_to_the_cache_like_torch_rounds_them(dtype, kernels):
         q_norm_H=None,
         k_norm_H=None,
         eps=0.0,
-        cos_T_half=ones,
-        sin_T_half=zeros,
-        slot_mapping=np.arange(64),
+        cos_T_half=np.ones((tokens, head_dim // 2), np.float32),
+        sin_T_half=np.zeros((tokens, head_dim // 2), np.float32),
+        slot_mapping=np.arange(tokens),
         k_cache=k_cache,
         v_cache=v_cache,
     )
-    torch_type = torch.float16 if dtype == np.float16 else torch.bfloat16
-    expected = torch.tensor(values).to(torch_type).float().numpy()
-    np.testing.assert_array_equal(as_floats(v_cache).reshape(64, 64), expected)
+    return v_cache.reshape(tokens, width)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    head_dim=st.sampled_from([2, 10, 16, 18, 32, 64, 70, 128, 300]),
+    exponent=st.floats(-12, 9),
+    seed=st.integers(0, 1 << 16),
+)
+def test_int8_rows_are_within_half_a_code_and_the_same_bits_everywhere(native, head_dim, exponent, seed):
+    rng = np.random.default_rng(seed)
+    values = (rng.normal(size=(9, head_dim)) * 10.0 ** (exponent + rng.uniform(-2, 2, (9, 1)))).astype(np.float32)
+    values[rng.random((9, head_dim)) < 0.1] = 0
+    rows = to_rows(values, np.dtype(np.int8))
+    for isa, kernels in native.items():
+        np.testing.assert_array_equal(written_values(kernels, values, np.int8), rows, err_msg=isa)
+    back = from_rows(rows)
+    for start in range(0, head_dim, 16):
+        group, stored = values[:, start : start + 16], back[:, start : start + 16]
+        amax = np.abs(group).max(axis=1, keepdims=True)
+        in_range = (amax > 0.01) & (amax < 65_000 * 127)
+        half_a_code = amax / 127 * (0.5 + 127 / 2**11)  # the scale is rounded too
+        assert np.all(np.abs(stored - group)[in_range[:, 0]] <= half_a_code[in_range[:, 0]])
+        too_large = amax[:, 0] > 65_520 * 127
+        assert np.isnan(stored[too_large]).all()
+        smallest = (amax < 0.01)[:, 0]
+        assert np.all(np.abs(stored - group)[smallest] <= 127 * 2.0**-25 + amax[smallest] * 0.005)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_a_poisoned_group_of_an_int8_row_is_nan_and_spoils_no_other(poison, kernels):
+    values = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
+    clean = from_rows(written_values(kernels, values, np.int8))
+    values[0, 20] = poison
+    back = from_rows(written_values(kernels, values, np.int8))
+    assert np.isnan(back[0, 16:32]).all()
+    np.testing.assert_array_equal(np.delete(back, np.s_[16:32], axis=1), np.delete(clean, np.s_[16:32], axis=1))

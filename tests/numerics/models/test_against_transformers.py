@@ -12,7 +12,7 @@ import pytest
 from support.checkpoints import our_logits, reference_logits, save_random
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from qwenstack.kernels import Kernels, load_kernels
+from qwenstack.kernels import ActivationBits, Kernels, load_kernels
 from qwenstack.models import ModelConfig
 from qwenstack.models.rope import Rotary
 
@@ -95,6 +95,9 @@ class WithoutScale:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.kernels, name)
+
+    def with_activation_bits(self, activation_bits: ActivationBits) -> WithoutScale:
+        return WithoutScale(self.kernels.with_activation_bits(activation_bits))
 
     def attend(self, *args: Any, **options: Any) -> None:
         self.kernels.attend(*args, **options | {"scale": 1.0})

@@ -10,11 +10,23 @@ from pathlib import Path
 import pytest
 
 from qwenstack.cli.app import main
-from qwenstack.cli.doctor import check_memory, check_models, check_port, check_web_page
+from qwenstack.cli.doctor import check_memory, check_models, check_port, check_precision, check_web_page
 from qwenstack.cli.machine import describe_machine, useful_flags
-from qwenstack.cli.settings import ServerSettings, Settings
+from qwenstack.cli.settings import EngineSettings, ServerSettings, Settings
 
-NAMES = ["python", "platform", "cpu", "cores", "kernels", "memory", "models", "web page", "port", "settings"]
+NAMES = [
+    "python",
+    "platform",
+    "cpu",
+    "cores",
+    "kernels",
+    "precision",
+    "memory",
+    "models",
+    "web page",
+    "port",
+    "settings",
+]
 
 
 def test_everything_is_looked_at_whatever_is_missing(capsys: pytest.CaptureFixture[str]):
@@ -25,6 +37,16 @@ def test_everything_is_looked_at_whatever_is_missing(capsys: pytest.CaptureFixtu
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert all(f" {name} " in out for name in NAMES)
+
+
+def test_the_types_in_use_are_named():
+    assert check_precision(EngineSettings()).found == (
+        "weights stored, keys and values auto, activations as suits the model"
+    )
+    settings = EngineSettings(weight_format="int8", kv_cache_dtype="int8", activation_bits=8, short_prompt_tokens=256)
+    assert check_precision(settings).found == (
+        "weights int8, keys and values int8, activations 8 bits, 16 bits for prompts of at most 256 tokens"
+    )
 
 
 def test_little_memory_is_worth_a_warning():

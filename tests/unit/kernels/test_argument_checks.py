@@ -133,6 +133,10 @@ def attend_arguments() -> dict:
 def test_the_examples_are_accepted(kernels):
     kernels.rope_and_write_kv(**rope_arguments())
     kernels.attend(**attend_arguments())
+    for arguments in (rope_arguments(), attend_arguments()):
+        caches = {name: np.zeros((5, 2, 2, 8), np.int8) for name in ("k_cache", "v_cache")}  # 6 codes and a scale
+        operation = kernels.attend if "out_TX" in arguments else kernels.rope_and_write_kv
+        operation(**(arguments | caches))
 
 
 WRONG_HEADS = [
@@ -148,6 +152,7 @@ WRONG_HEADS = [
     {"v_cache": floats(4, 2, 2, 6)},
     {"v_cache": np.zeros((5, 2, 2, 6), np.float16)},
     {"qkv_TW": floats(3, 47)},
+    *({name: np.zeros((5, 2, 2, width), np.int8) for name in ("k_cache", "v_cache")} for width in (1, 2, 6, 9, 19)),
 ]
 
 
