@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwenstack.models.config import ModelConfig
+from qwenstack.models.lora import LoraAdapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class PackedBatch:
     """`[B]` int32."""
     block_table: np.ndarray
     """`[B, C]` int32: each sequence's blocks in order, padded with 0."""
+    adapters: tuple[LoraAdapter | None, ...] = ()
+    """B adapters, None for sequences that have none; empty: no sequence has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,14 +102,19 @@ class WeightReader:
     def prevailing_type(self) -> WeightType:
         """The storage type that most bytes of the weights have."""
         sizes: dict[WeightType, int] = {}
-        for tensor in self._tensors.values():
-            sizes[tensor.weight_type] = sizes.get(tensor.weight_type, 0) + tensor.data.nbytes
+        for weight_type, num_bytes in self.stored_sizes():
+            sizes[weight_type] = sizes.get(weight_type, 0) + num_bytes
         return max(sizes, key=lambda weight_type: sizes[weight_type])
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors as stored."""
-        return sum(tensor.data.nbytes for tensor in self._tensors.values())
+        return sum(num_bytes for _, num_bytes in self.stored_sizes())
+
+    def stored_sizes(self) -> Iterator[tuple[WeightType, int]]:
+        """Return the type and the bytes of each tensor."""
+        for tensor in self._tensors.values():
+            yield tensor.weight_type, tensor.data.nbytes
 
 
 def _hf_named(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> Iterator[tuple[str, StoredTensor]]:
