@@ -204,6 +204,11 @@ def _homes(config: ModelConfig) -> Mapping[str, _Home]:
     }
 
 
+def module_shapes(config: ModelConfig) -> Mapping[str, tuple[int, int]]:
+    """Return the modules of a dense layer that take an adapter, with their `(out_features, in_features)`."""
+    return {module: (home.out_features, home.in_features) for module, home in _homes(config).items()}
+
+
 def _out_features(config: ModelConfig) -> Mapping[Place, int]:
     return {
         "qkv": config.q_size + 2 * config.kv_size,
