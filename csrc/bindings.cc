@@ -278,6 +278,89 @@ void gate_up_silu(Context& context, const Input& x, const PackedLinear& packed, 
     context.gate_up_silu(job, packed);
 }
 
+using LoraFactors = std::tuple<Matrix, Matrix, float, size_t>;  // down, up, scale, first column
+
+StoredMatrix checked_factor(const char* name, const Matrix& matrix) {
+    const auto& [type, rows, columns, data] = matrix;
+    const bool is_float = type == static_cast<uint32_t>(StorageType::kF32) ||
+                          type == static_cast<uint32_t>(StorageType::kF16) ||
+                          type == static_cast<uint32_t>(StorageType::kBF16);
+    if (!is_float || rows == 0 || columns == 0) {
+        refuse("pack_lora", "`", name, "` of GGUF type ", std::to_string(type), " and shape ",
+               describe_shape({rows, columns}), " is no float matrix.");
+    }
+    const uint8_t* const start = checked<uint8_t>("pack_lora", name, data, {rows, row_bytes(type, columns)});
+    return {static_cast<StorageType>(type), rows, columns, start};
+}
+
+std::unique_ptr<PackedLora> pack_lora(Context& context, const std::vector<LoraFactors>& matrices,
+                                      size_t out_features) {
+    if (matrices.empty()) {
+        refuse("pack_lora", "needs the factors of at least one matrix.");
+    }
+    std::vector<StoredLora> stored;
+    size_t first_free = 0;
+    for (const auto& [down_matrix, up_matrix, scale, first_column] : matrices) {
+        const StoredMatrix down = checked_factor("down", down_matrix);
+        const StoredMatrix up = checked_factor("up", up_matrix);
+        if (up.columns != down.rows || down.columns != std::get<2>(std::get<0>(matrices.front()))) {
+            refuse("pack_lora", "factors ", describe_shape({up.rows, up.columns}), " and ",
+                   describe_shape({down.rows, down.columns}), " do not fit together or to the other matrices.");
+        }
+        if (first_column < first_free || first_column > out_features || up.rows > out_features - first_column) {
+            refuse("pack_lora", std::to_string(up.rows), " columns from ", std::to_string(first_column), " on of ",
+                   std::to_string(out_features), " overlap others or end too late; matrices go in ascending order.");
+        }
+        first_free = first_column + up.rows;
+        stored.push_back({down, up, scale, first_column});
+    }
+    const nb::gil_scoped_release release;
+    return context.pack_lora(stored, out_features);
+}
+
+using RowsOfLora = std::tuple<int64_t, int64_t, const PackedLora*>;  // first row, end, adapter
+
+void add_lora(Context& context, const Input& x, const std::vector<RowsOfLora>& rows, const Output& out,
+              const OptionalInput& norm_weight, float eps) {
+    if (rows.empty()) {
+        return;
+    }
+    const size_t num_tokens = num_rows(x);
+    const PackedLora& any = *std::get<2>(rows.front());
+    LinearJob job{};
+    job.x = checked<float>("add_lora", "x", x, {num_tokens, any.in_features()});
+    job.norm_weight = checked<float>("add_lora", "norm_weight", norm_weight, {any.in_features()});
+    job.eps = eps;
+    job.num_tokens = num_tokens;
+    job.in_features = any.in_features();
+    job.out = checked<float>("add_lora", "out", out, {num_tokens, any.out_features()});
+    job.out_stride = any.out_features();
+    std::vector<LoraRows> own;
+    int64_t first_free = 0;
+    for (const auto& [first, end, lora] : rows) {
+        if (first < first_free || end < first || static_cast<size_t>(end) > num_tokens) {
+            refuse("add_lora", "rows ", std::to_string(first), "…", std::to_string(end), " overlap others or exceed ",
+                   std::to_string(num_tokens), "; they go in ascending order.");
+        }
+        if (lora->in_features() != job.in_features || lora->out_features() != job.out_stride) {
+            refuse("add_lora", "the adapters are for layers of different sizes.");
+        }
+        first_free = end;
+        own.push_back({static_cast<size_t>(first), static_cast<size_t>(end - first), lora});
+    }
+    const nb::gil_scoped_release release;
+    context.add_lora(job, own);
+}
+
+void silu_times(Context& context, const Input& gate_up, const Output& out) {
+    const size_t num_tokens = num_rows(gate_up);
+    const size_t num_features = gate_up.ndim() < 2 ? 0 : gate_up.shape(1) / 2;
+    const float* const from = checked<float>("silu_times", "gate_up", gate_up, {num_tokens, 2 * num_features});
+    float* const to = checked<float>("silu_times", "out", out, {num_tokens, num_features});
+    const nb::gil_scoped_release release;
+    context.silu_times(from, num_tokens, num_features, to);
+}
+
 void rms_norm(Context& context, const Input& x, const Input& weight, float eps, const Output& out) {
     const size_t rows = num_rows(x);
     const size_t width = x.ndim() < 2 ? 0 : x.shape(1);
@@ -398,6 +481,10 @@ NB_MODULE(_native, module) {
         .def_prop_ro("in_features", &PackedLinear::in_features)
         .def_prop_ro("out_features", &PackedLinear::out_features)
         .def_prop_ro("num_bytes", &PackedLinear::num_bytes);
+    nb::class_<PackedLora>(module, "PackedLora")
+        .def_prop_ro("in_features", &PackedLora::in_features)
+        .def_prop_ro("out_features", &PackedLora::out_features)
+        .def_prop_ro("num_bytes", &PackedLora::num_bytes);
     nb::class_<Context>(module, "Context")
         .def("__init__", &create_context, nb::arg("num_threads"), nb::arg("isa"))
         .def("pack", &pack, nb::arg("matrices"), nb::arg("bias").none())
@@ -406,6 +493,10 @@ NB_MODULE(_native, module) {
              nb::arg("has_16_bit_activations"))
         .def("gate_up_silu", &gate_up_silu, nb::arg("x").noconvert(), nb::arg("packed"), nb::arg("out").noconvert(),
              nb::arg("norm_weight").noconvert().none(), nb::arg("eps"), nb::arg("has_16_bit_activations"))
+        .def("silu_times", &silu_times, nb::arg("gate_up").noconvert(), nb::arg("out").noconvert())
+        .def("pack_lora", &pack_lora, nb::arg("matrices"), nb::arg("out_features"))
+        .def("add_lora", &add_lora, nb::arg("x").noconvert(), nb::arg("rows"), nb::arg("out").noconvert(),
+             nb::arg("norm_weight").noconvert().none(), nb::arg("eps"))
         .def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("eps"),
              nb::arg("out").noconvert())
         .def("rope_and_write_kv", &rope_and_write_kv, nb::arg("qkv").noconvert(), nb::arg("num_heads"),

@@ -14,6 +14,8 @@ constexpr size_t kCacheLineBytes = 64;
 constexpr size_t kFewTokens = 8;
 constexpr size_t kPartBytes = size_t{64} << 10;
 constexpr size_t kManyTokensTiles = 2;
+// Tiles of a factor of an adapter with many tokens: its inner dimension is a rank, so that a tile alone is little work.
+constexpr size_t kLoraTiles = 16;
 // Rows (query heads of queries) that share one pass over the keys: their results fit the first-level cache.
 constexpr size_t kAttentionRows = 32;
 
@@ -53,21 +55,30 @@ std::unique_ptr<PackedLinear> Context::pack(const std::vector<StoredMatrix>& mat
     return std::make_unique<PackedLinear>(matrices, bias, pool_);
 }
 
+std::unique_ptr<PackedLora> Context::pack_lora(const std::vector<StoredLora>& matrices, size_t out_features) {
+    const std::lock_guard lock(mutex_);
+    return std::make_unique<PackedLora>(matrices, out_features, pool_);
+}
+
 void Context::rms_norm(const NormJob& job, size_t num_rows) {
     const std::lock_guard lock(mutex_);
     pool_.run(num_rows, [&](size_t row, size_t) { kernels_.rms_norm_row(job, row); });
 }
 
+void Context::normalise(LinearJob& job) {
+    job.normed = job.x;
+    if (job.norm_weight == nullptr) {
+        return;
+    }
+    auto* const normed = reinterpret_cast<float*>(normed_.reserve(job.num_tokens * job.in_features * sizeof(float)));
+    const NormJob norm{job.x, job.norm_weight, job.eps, job.in_features, normed};
+    pool_.run(job.num_tokens, [&](size_t row, size_t) { kernels_.rms_norm_row(norm, row); });
+    job.normed = normed;
+}
+
 void Context::prepare_activations(LinearJob& job, const PackedLinear& packed) {
     if (has_kind(packed, false)) {
-        job.normed = job.x;
-        if (job.norm_weight != nullptr) {
-            auto* const normed =
-                reinterpret_cast<float*>(normed_.reserve(job.num_tokens * job.in_features * sizeof(float)));
-            const NormJob norm{job.x, job.norm_weight, job.eps, job.in_features, normed};
-            pool_.run(job.num_tokens, [&](size_t row, size_t) { kernels_.rms_norm_row(norm, row); });
-            job.normed = normed;
-        }
+        normalise(job);
     }
     if (has_kind(packed, true)) {
         const size_t size = job.num_tokens * (job.in_features / kGroupColumns) * kActivationGroupBytes;
@@ -154,6 +165,84 @@ void Context::gate_up_silu(LinearJob job, const PackedLinear& packed) {
     }
     pool_.run(linear_parts_.size(), [&](size_t index, size_t thread) {
         kernels_.gate_up_silu(job, gate, up, linear_parts_[index].range, thread_scratch(thread));
+    });
+}
+
+void Context::silu_times(const float* gate_up, size_t num_tokens, size_t num_features, float* out) {
+    const std::lock_guard lock(mutex_);
+    pool_.run(num_tokens, [&](size_t token, size_t) {
+        kernels_.silu_row(gate_up + token * 2 * num_features, num_features, out + token * num_features);
+    });
+}
+
+void Context::add_lora(LinearJob job, const std::vector<LoraRows>& rows) {
+    const std::lock_guard lock(mutex_);
+    normalise(job);
+    reserve_thread_scratch(kernels_.linear_scratch_bytes());
+    size_t num_lowered = 0;
+    for (const LoraRows& own : rows) {
+        num_lowered += own.num_rows * own.lora->total_rank();
+    }
+    auto* const lowered = reinterpret_cast<float*>(lowered_.reserve(num_lowered * sizeof(float)));
+
+    lora_parts_.clear();
+    float* to = lowered;
+    for (const LoraRows& own : rows) {
+        for (const LoraMatrix& matrix : own.lora->matrices()) {
+            LinearJob down = job;
+            down.normed = job.normed + own.first_row * job.in_features;
+            down.num_tokens = own.num_rows;
+            down.out = to;
+            down.out_stride = matrix.rank;
+            split_lora(down, matrix.down, matrix.scale);
+            to += own.num_rows * matrix.rank;
+        }
+    }
+    run_lora_parts();
+
+    lora_parts_.clear();
+    const float* from = lowered;
+    for (const LoraRows& own : rows) {
+        for (const LoraMatrix& matrix : own.lora->matrices()) {
+            LinearJob up = job;
+            up.normed = from;
+            up.in_features = matrix.rank;
+            up.num_tokens = own.num_rows;
+            up.accumulate = true;
+            up.out = job.out + own.first_row * job.out_stride + matrix.first_column;
+            split_lora(up, matrix.up, 1.0f);
+            from += own.num_rows * matrix.rank;
+        }
+    }
+    run_lora_parts();
+}
+
+void Context::split_lora(const LinearJob& job, const Segment& factor, float scale) {
+    const size_t tiles_per_part =
+        job.num_tokens <= kFewTokens ? std::max<size_t>(1, kPartBytes / factor.tile_bytes) : kLoraTiles;
+    for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
+        const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - token);
+        for (size_t tile = 0; tile < factor.num_tiles; tile += tiles_per_part) {
+            const size_t num_tiles = std::min(tiles_per_part, factor.num_tiles - tile);
+            lora_parts_.push_back({job, &factor, {tile, num_tiles, token, num_tokens}, scale});
+        }
+    }
+}
+
+void Context::run_lora_parts() {
+    pool_.run(lora_parts_.size(), [&](size_t index, size_t thread) {
+        const LoraPart& part = lora_parts_[index];
+        kernels_.linear(part.job, *part.factor, part.range, thread_scratch(thread));
+        if (part.job.accumulate) {
+            return;
+        }
+        const size_t first = part.range.first_tile * kTileRows;
+        const size_t end = std::min(part.factor->rows, first + part.range.num_tiles * kTileRows);
+        for (size_t token = part.range.first_token; token < part.range.first_token + part.range.num_tokens; ++token) {
+            for (size_t i = first; i < end; ++i) {
+                part.job.out[token * part.job.out_stride + i] *= part.scale;
+            }
+        }
     });
 }
 

@@ -9,6 +9,7 @@
 
 #include "kernel_table.h"
 #include "packed_linear.h"
+#include "packed_lora.h"
 #include "thread_pool.h"
 
 namespace qwenstack {
@@ -27,6 +28,13 @@ private:
     size_t size_ = 0;
 };
 
+// Rows of a batch and the adapter that changes them.
+struct LoraRows {
+    size_t first_row;
+    size_t num_rows;
+    const PackedLora* lora;
+};
+
 class Context {
 public:
     Context(size_t num_threads, const KernelTable& kernels) : kernels_(kernels), pool_(num_threads) {}
@@ -34,11 +42,15 @@ public:
     // Arguments are those of the jobs in kernel_table.h; fields that the context fills in itself may be left out. All
     // functions may throw std::bad_alloc and then have changed nothing.
     std::unique_ptr<PackedLinear> pack(const std::vector<StoredMatrix>& matrices, const float* bias);
+    std::unique_ptr<PackedLora> pack_lora(const std::vector<StoredLora>& matrices, size_t out_features);
     void rms_norm(const NormJob& job, size_t num_rows);
     // With 16-bit activations each product with quantised weights is computed twice: with the rounded activations, and
     // with what rounding took away.
     void linear(LinearJob job, const PackedLinear& packed);
     void gate_up_silu(LinearJob job, const PackedLinear& packed);
+    void silu_times(const float* gate_up, size_t num_tokens, size_t num_features, float* out);
+    // Adds scale · up · (down · norm(x)) to each row that has an adapter; `rows` do not overlap.
+    void add_lora(LinearJob job, const std::vector<LoraRows>& rows);
     void rope_and_write_kv(const RopeJob& job, CacheType type, size_t num_tokens);
     void attend(const AttentionJob& job, CacheType type, size_t num_sequences);
 
@@ -48,10 +60,21 @@ private:
         TileRange range;
     };
 
+    // One factor of one matrix × a range of its rows.
+    struct LoraPart {
+        LinearJob job;
+        const Segment* factor;
+        TileRange range;
+        float scale;  // of a `down` factor's products
+    };
+
+    void normalise(LinearJob& job);
     void prepare_activations(LinearJob& job, const PackedLinear& packed);
     void multiply(const LinearJob& job, const PackedLinear& packed, bool only_quantized);
     void multiply_with_rest(LinearJob job, const PackedLinear& packed);
     void split_tiles(const LinearJob& job, const Segment& segment, size_t first_token, size_t num_tokens);
+    void split_lora(const LinearJob& job, const Segment& factor, float scale);
+    void run_lora_parts();
     uint8_t* reserve_thread_scratch(size_t size);
     uint8_t* thread_scratch(size_t thread) const { return scratch_base_ + thread * scratch_stride_; }
 
@@ -62,10 +85,12 @@ private:
     ScratchMemory rest_;
     ScratchMemory gate_up_;
     ScratchMemory normed_;
+    ScratchMemory lowered_;
     ScratchMemory scratch_;
     uint8_t* scratch_base_ = nullptr;
     size_t scratch_stride_ = 0;
     std::vector<LinearPart> linear_parts_;
+    std::vector<LoraPart> lora_parts_;
     std::vector<AttentionPart> attention_parts_;
 };
 

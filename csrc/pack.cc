@@ -289,16 +289,6 @@ constexpr size_t kCacheLineBytes = 64;
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-size_t total_bytes(const std::vector<StoredMatrix>& matrices) {
-    size_t total = 0;
-    for (const StoredMatrix& matrix : matrices) {
-        const size_t num_tiles = (matrix.rows + kTileRows - 1) / kTileRows;
-        total += round_up(num_tiles * packed_tile_bytes(*find_type(static_cast<uint32_t>(matrix.type)), matrix.columns),
-                          kCacheLineBytes);
-    }
-    return total;
-}
-
 }  // namespace
 
 size_t row_bytes(uint32_t type, size_t columns) {
@@ -327,9 +317,21 @@ WeightMemory::WeightMemory(size_t size) : size_(size) {
 
 void WeightMemory::Free::operator()(uint8_t* data) const noexcept { std::free(data); }
 
-PackedLinear::PackedLinear(const std::vector<StoredMatrix>& matrices, const float* bias, ThreadPool& pool)
-    : in_features_(matrices.front().columns), out_features_(0), memory_(total_bytes(matrices)) {
-    uint8_t* to = memory_.data();
+size_t packed_bytes(const std::vector<StoredMatrix>& matrices) {
+    size_t total = 0;
+    for (const StoredMatrix& matrix : matrices) {
+        const size_t num_tiles = (matrix.rows + kTileRows - 1) / kTileRows;
+        total += round_up(num_tiles * packed_tile_bytes(*find_type(static_cast<uint32_t>(matrix.type)), matrix.columns),
+                          kCacheLineBytes);
+    }
+    return total;
+}
+
+std::vector<Segment> pack_segments(const std::vector<StoredMatrix>& matrices, const WeightMemory& memory,
+                                   ThreadPool& pool) {
+    std::vector<Segment> segments;
+    uint8_t* to = memory.data();
+    size_t first_row = 0;
     for (const StoredMatrix& matrix : matrices) {
         const TypeTraits& traits = *find_type(static_cast<uint32_t>(matrix.type));
         Segment segment{};
@@ -337,7 +339,7 @@ PackedLinear::PackedLinear(const std::vector<StoredMatrix>& matrices, const floa
         segment.format = traits.format;
         segment.zero = traits.zero;
         segment.rows = matrix.rows;
-        segment.first_row = out_features_;
+        segment.first_row = first_row;
         segment.num_tiles = (matrix.rows + kTileRows - 1) / kTileRows;
         segment.tile_bytes = packed_tile_bytes(traits, matrix.columns);
         segment.tiles = to;
@@ -351,8 +353,19 @@ PackedLinear::PackedLinear(const std::vector<StoredMatrix>& matrices, const floa
             }
         });
         to += round_up(segment.num_tiles * segment.tile_bytes, kCacheLineBytes);
-        out_features_ += matrix.rows;
-        segments_.push_back(segment);
+        first_row += matrix.rows;
+        segments.push_back(segment);
+    }
+    return segments;
+}
+
+PackedLinear::PackedLinear(const std::vector<StoredMatrix>& matrices, const float* bias, ThreadPool& pool)
+    : in_features_(matrices.front().columns),
+      out_features_(0),
+      memory_(packed_bytes(matrices)),
+      segments_(pack_segments(matrices, memory_, pool)) {
+    for (const Segment& segment : segments_) {
+        out_features_ += segment.rows;
     }
     if (bias != nullptr) {
         bias_.assign(bias, bias + out_features_);

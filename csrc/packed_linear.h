@@ -55,6 +55,13 @@ private:
     size_t size_;
 };
 
+// Copies matrices into the packed layout, one after the other from the start of `memory`.
+std::vector<Segment> pack_segments(const std::vector<StoredMatrix>& matrices, const WeightMemory& memory,
+                                   ThreadPool& pool);
+
+// Bytes that `pack_segments` fills.
+size_t packed_bytes(const std::vector<StoredMatrix>& matrices);
+
 class PackedLinear {
 public:
     // Copies the matrices and the bias (null, or one value for each row of all matrices) into the packed layout. Throws
@@ -70,8 +77,8 @@ public:
 private:
     size_t in_features_;
     size_t out_features_;
-    std::vector<Segment> segments_;
     WeightMemory memory_;
+    std::vector<Segment> segments_;
     std::vector<float> bias_;
 };
 

@@ -6,7 +6,16 @@ arrays and storage types, not models, files or requests.
 
 from qwenstack.kernels.dequantize import dequantize
 from qwenstack.kernels.load import KernelChoice, load_kernels, supported_isas
-from qwenstack.kernels.protocol import ActivationBits, Isa, Kernels, PackedLinear, RawWeight
+from qwenstack.kernels.protocol import (
+    ActivationBits,
+    Isa,
+    Kernels,
+    LoraMatrix,
+    LoraRows,
+    PackedLinear,
+    PackedLora,
+    RawWeight,
+)
 from qwenstack.kernels.reference import ReferenceKernels
 
 __all__ = [
@@ -14,7 +23,10 @@ __all__ = [
     "Isa",
     "KernelChoice",
     "Kernels",
+    "LoraMatrix",
+    "LoraRows",
     "PackedLinear",
+    "PackedLora",
     "RawWeight",
     "ReferenceKernels",
     "dequantize",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qwenstack.kernels.kv_rows import CACHE_DTYPES, MAX_INT8_HEAD_DIM, head_dim_of
-from qwenstack.kernels.protocol import PackedLinear, RawWeight
+from qwenstack.kernels.protocol import LoraMatrix, LoraRows, PackedLinear, RawWeight
 
 
 def check_array(operation: str, name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
@@ -60,6 +60,69 @@ def check_linear(
     check_array(operation, "out", out, np.float32, (num_tokens, out_features))
     if norm_weight is not None:
         check_array(operation, "norm_weight", norm_weight, np.float32, (packed.in_features,))
+
+
+def check_silu_times(gate_up_TG: np.ndarray, out_TF: np.ndarray) -> None:
+    """Check the arrays of `silu_times`."""
+    if gate_up_TG.ndim != 2 or gate_up_TG.shape[1] % 2:
+        raise ValueError(
+            f"silu_times: `gate_up` must hold gates and as many ups in each row, not be of shape "
+            f"{list(gate_up_TG.shape)}."
+        )
+    num_tokens, width = gate_up_TG.shape
+    check_array("silu_times", "gate_up", gate_up_TG, np.float32, (num_tokens, width))
+    check_array("silu_times", "out", out_TF, np.float32, (num_tokens, width // 2))
+
+
+def check_pack_lora(matrices: Sequence[LoraMatrix], out_features: int) -> int:
+    """Return the `in_features` of factors that can be stacked."""
+    if not matrices:
+        raise ValueError("pack_lora: needs the factors of at least one matrix.")
+    first_free = 0
+    for matrix in matrices:
+        for name, factor in (("down", matrix.down), ("up", matrix.up)):
+            if not factor.weight_type.is_float or len(factor.shape) != 2 or min(factor.shape) < 1:
+                raise ValueError(
+                    f"pack_lora: `{name}` of type {factor.weight_type.name} and shape {list(factor.shape)} "
+                    "is no float matrix."
+                )
+            check_array(
+                "pack_lora",
+                name,
+                factor.data,
+                np.uint8,
+                (factor.shape[0], factor.weight_type.row_bytes(factor.shape[1])),
+            )
+        if matrix.up.shape[1] != matrix.down.shape[0] or matrix.down.shape[1] != matrices[0].down.shape[1]:
+            raise ValueError(
+                f"pack_lora: factors {list(matrix.up.shape)} and {list(matrix.down.shape)} do not fit together "
+                "or to the other matrices."
+            )
+        if not first_free <= matrix.first_column <= out_features - matrix.up.shape[0]:
+            raise ValueError(
+                f"pack_lora: {matrix.up.shape[0]} columns from {matrix.first_column} on of {out_features} overlap "
+                "others or end too late; matrices go in ascending order."
+            )
+        first_free = matrix.first_column + matrix.up.shape[0]
+    return matrices[0].down.shape[1]
+
+
+def check_add_lora(
+    x_TD: np.ndarray, rows: Sequence[LoraRows], norm_weight: np.ndarray | None, out_TO: np.ndarray
+) -> None:
+    """Check the arrays and the rows of `add_lora`."""
+    num_tokens = x_TD.shape[0] if x_TD.ndim else 0
+    first_free = 0
+    for first, end, lora in rows:
+        if not first_free <= first <= end <= num_tokens:
+            raise ValueError(
+                f"add_lora: rows {first}…{end} overlap others or exceed {num_tokens}; they go in ascending order."
+            )
+        first_free = end
+        check_array("add_lora", "x", x_TD, np.float32, (num_tokens, lora.in_features))
+        check_array("add_lora", "out", out_TO, np.float32, (num_tokens, lora.out_features))
+        if norm_weight is not None:
+            check_array("add_lora", "norm_weight", norm_weight, np.float32, (lora.in_features,))
 
 
 def check_rms_norm(x_TD: np.ndarray, weight_D: np.ndarray, out_TD: np.ndarray) -> None:

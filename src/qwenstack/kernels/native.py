@@ -11,8 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from qwenstack.kernels import _native
-from qwenstack.kernels.checks import check_pack
-from qwenstack.kernels.protocol import ActivationBits, Isa, Kernels, PackedLinear, RawWeight
+from qwenstack.kernels.checks import check_pack, check_pack_lora
+from qwenstack.kernels.protocol import (
+    ActivationBits,
+    Isa,
+    Kernels,
+    LoraMatrix,
+    LoraRows,
+    PackedLinear,
+    PackedLora,
+    RawWeight,
+)
 
 
 class NativeKernels:
@@ -51,8 +60,7 @@ class NativeKernels:
     def pack(self, weights: Sequence[RawWeight], bias: np.ndarray | None = None) -> PackedLinear:
         """See `Kernels.pack`."""
         check_pack(weights, bias)
-        matrices = [(weight.weight_type.gguf_id, weight.shape[0], weight.shape[1], weight.data) for weight in weights]
-        return self._context.pack(matrices, bias)
+        return self._context.pack([_matrix(weight) for weight in weights], bias)
 
     def linear(
         self,
@@ -80,6 +88,31 @@ class NativeKernels:
         """See `Kernels.gate_up_silu`."""
         has_16_bits = self.activation_bits == 16
         self._context.gate_up_silu(x_TD, _own(packed, "gate_up_silu"), out_TF, norm_weight, eps, has_16_bits)
+
+    def silu_times(self, gate_up_TG: np.ndarray, out_TF: np.ndarray) -> None:
+        """See `Kernels.silu_times`."""
+        self._context.silu_times(gate_up_TG, out_TF)
+
+    def pack_lora(self, matrices: Sequence[LoraMatrix], out_features: int) -> PackedLora:
+        """See `Kernels.pack_lora`."""
+        check_pack_lora(matrices, out_features)
+        factors = [
+            (_matrix(matrix.down), _matrix(matrix.up), matrix.scale, matrix.first_column) for matrix in matrices
+        ]
+        return self._context.pack_lora(factors, out_features)
+
+    def add_lora(
+        self,
+        x_TD: np.ndarray,
+        rows: Sequence[LoraRows],
+        out_TO: np.ndarray,
+        *,
+        norm_weight: np.ndarray | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Kernels.add_lora`."""
+        own = tuple((first, end, _own_lora(lora)) for first, end, lora in rows)
+        self._context.add_lora(x_TD, own, out_TO, norm_weight, eps)
 
     def rms_norm(self, x_TD: np.ndarray, weight_D: np.ndarray, eps: float, out_TD: np.ndarray) -> None:
         """See `Kernels.rms_norm`."""
@@ -146,3 +179,13 @@ def _own(packed: PackedLinear, operation: str) -> _native.PackedLinear:
     if not isinstance(packed, _native.PackedLinear):
         raise ValueError(f"{operation}: the weights were packed by other kernels ({type(packed).__name__}).")
     return packed
+
+
+def _own_lora(packed: PackedLora) -> _native.PackedLora:
+    if not isinstance(packed, _native.PackedLora):
+        raise ValueError(f"add_lora: the factors were packed by other kernels ({type(packed).__name__}).")
+    return packed
+
+
+def _matrix(weight: RawWeight) -> tuple[int, int, int, np.ndarray]:
+    return weight.weight_type.gguf_id, weight.shape[0], weight.shape[1], weight.data

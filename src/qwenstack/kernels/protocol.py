@@ -60,6 +60,53 @@ class PackedLinear(Protocol):
         ...
 
 
+class LoraMatrix(Protocol):
+    """The low-rank change of one of the stacked matrices: `scale · up @ down`."""
+
+    @property
+    def down(self) -> RawWeight:
+        """`(rank, in_features)`, a float type; PEFT's A."""
+        ...
+
+    @property
+    def up(self) -> RawWeight:
+        """`(out_features, rank)`, a float type; PEFT's B."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """What the product of both is multiplied by."""
+        ...
+
+    @property
+    def first_column(self) -> int:
+        """Where the matrix's outputs begin among those of all stacked matrices."""
+        ...
+
+
+class PackedLora(Protocol):
+    """One adapter's changes of the stacked matrices of one layer, laid out for one implementation of `Kernels`."""
+
+    @property
+    def in_features(self) -> int:
+        """D, the width of an input row."""
+        ...
+
+    @property
+    def out_features(self) -> int:
+        """O, the rows of all stacked matrices together, changed or not."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the packed factors take."""
+        ...
+
+
+LoraRows: TypeAlias = tuple[int, int, PackedLora]
+"""Rows of a batch, from the first to before the second number, and what changes them."""
+
+
 class Kernels(Protocol):
     """The operations of a decoder layer."""
 
@@ -115,6 +162,35 @@ class Kernels(Protocol):
         eps: float = 0.0,
     ) -> None:
         """Write `silu(gate(norm(x))) · up(norm(x))`; `packed` was made of two matrices, gate and up."""
+        ...
+
+    def silu_times(self, gate_up_TG: np.ndarray, out_TF: np.ndarray) -> None:
+        """Write `silu(gate) · up`, what `gate_up_silu` does after its products, to the bit.
+
+        Shapes: `gate_up_TG` `[T, 2F]` float32, in each row the F gates first.
+        """
+        ...
+
+    def pack_lora(self, matrices: Sequence[LoraMatrix], out_features: int) -> PackedLora:
+        """Copy an adapter's factors into the layout that `add_lora` reads; matrices in the order of their columns."""
+        ...
+
+    def add_lora(
+        self,
+        x_TD: np.ndarray,
+        rows: Sequence[LoraRows],
+        out_TO: np.ndarray,
+        *,
+        norm_weight: np.ndarray | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """Add `up @ (scale · down @ norm(x))` to the rows that have an adapter; the others stay as they are.
+
+        Sums are float32 and activations are never rounded. `rows` are disjoint and ascending.
+
+        Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; many adapters in one batch as in Chen et al. 2023,
+            arXiv:2310.18547.
+        """
         ...
 
     def rms_norm(self, x_TD: np.ndarray, weight_D: np.ndarray, eps: float, out_TD: np.ndarray) -> None:

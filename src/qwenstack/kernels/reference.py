@@ -13,7 +13,15 @@ import numpy as np
 from qwenstack.kernels import checks
 from qwenstack.kernels.dequantize import QuantizedRows, dequantize, unpack
 from qwenstack.kernels.kv_rows import from_rows, to_rows
-from qwenstack.kernels.protocol import ActivationBits, Kernels, PackedLinear, RawWeight
+from qwenstack.kernels.protocol import (
+    ActivationBits,
+    Kernels,
+    LoraMatrix,
+    LoraRows,
+    PackedLinear,
+    PackedLora,
+    RawWeight,
+)
 
 _ACTIVATION_GROUP = 32
 """Activations share an int8 scale in groups of this size, the smallest block of the weight types."""
@@ -41,6 +49,17 @@ class ReferencePackedLinear:
 
     segments: tuple[_Segment, ...]
     bias: np.ndarray | None
+    in_features: int
+    out_features: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReferencePackedLora:
+    """Factors of stacked matrices as float32."""
+
+    matrices: tuple[tuple[np.ndarray, np.ndarray, np.float32, int], ...]
+    """Of each matrix `down` `[rank, D]`, `up` `[rows, rank]`, the scale and the first of its columns."""
     in_features: int
     out_features: int
     num_bytes: int
@@ -116,7 +135,51 @@ class ReferenceKernels:
         checks.check_linear("gate_up_silu", x_TD, own, norm_weight, out_TF, sizes[0])
         product_TF = _product(_normed(x_TD, norm_weight, eps), own, self._activation_bits)
         gate_TF, up_TF = np.split(product_TF, 2, axis=1)
-        out_TF[...] = gate_TF / (np.float32(1) + _exp(-gate_TF)) * up_TF
+        out_TF[...] = _silu(gate_TF) * up_TF
+
+    def silu_times(self, gate_up_TG: np.ndarray, out_TF: np.ndarray) -> None:
+        """See `Kernels.silu_times`."""
+        checks.check_silu_times(gate_up_TG, out_TF)
+        gate_TF, up_TF = np.split(gate_up_TG, 2, axis=1)
+        out_TF[...] = _silu(gate_TF) * up_TF
+
+    def pack_lora(self, matrices: Sequence[LoraMatrix], out_features: int) -> PackedLora:
+        """See `Kernels.pack_lora`."""
+        in_features = checks.check_pack_lora(matrices, out_features)
+        unpacked = tuple(
+            (
+                dequantize(matrix.down.data, matrix.down.weight_type),
+                dequantize(matrix.up.data, matrix.up.weight_type),
+                np.float32(matrix.scale),
+                matrix.first_column,
+            )
+            for matrix in matrices
+        )
+        return ReferencePackedLora(
+            matrices=unpacked,
+            in_features=in_features,
+            out_features=out_features,
+            num_bytes=sum(down.nbytes + up.nbytes for down, up, _, _ in unpacked),
+        )
+
+    def add_lora(
+        self,
+        x_TD: np.ndarray,
+        rows: Sequence[LoraRows],
+        out_TO: np.ndarray,
+        *,
+        norm_weight: np.ndarray | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """See `Kernels.add_lora`."""
+        checks.check_add_lora(x_TD, rows, norm_weight, out_TO)
+        for first, end, lora in rows:
+            if not isinstance(lora, ReferencePackedLora):
+                raise ValueError(f"add_lora: the factors were packed by other kernels ({type(lora).__name__}).")
+            own_TD = _normed(x_TD[first:end], norm_weight, eps)
+            for down, up, scale, column in lora.matrices:
+                lowered = _float_product(own_TD, down) * scale
+                out_TO[first:end, column : column + len(up)] += _float_product(lowered, up)
 
     def rms_norm(self, x_TD: np.ndarray, weight_D: np.ndarray, eps: float, out_TD: np.ndarray) -> None:
         """See `Kernels.rms_norm`."""
@@ -271,6 +334,10 @@ def _integer_product(codes_TD: np.ndarray, scales_TA: np.ndarray, segment: _Segm
 def _exp(x: np.ndarray) -> np.ndarray:
     """Return e^x of a clipped x: beyond ±87 the result would leave float32's normal range."""
     return np.exp(np.clip(x, np.float32(-87), np.float32(87)))
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return x / (np.float32(1) + _exp(-x))
 
 
 def _rotated(heads: np.ndarray, cos_T_half: np.ndarray, sin_T_half: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from qwenstack.kernels.kv_rows import row_width
 from qwenstack.kernels.protocol import ActivationBits
 from qwenstack.models.config import ModelConfig
+from qwenstack.models.lora import LoraAdapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class PackedBatch:
     """`[B, C]` int32: each sequence's blocks in order, padded with 0."""
     activation_bits: ActivationBits | None = None
     """How finely activations are rounded, for all of them; None: as the kernels were made."""
+    adapters: tuple[LoraAdapter | None, ...] = ()
+    """B adapters, None for sequences that have none; empty: no sequence has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from qwenstack.hub.stored_tensor import StoredTensor
 from qwenstack.kernels import ActivationBits, Kernels, PackedLinear, dequantize
 from qwenstack.models.batch import KVCache, PackedBatch
 from qwenstack.models.config import ExpertsConfig, ModelConfig
+from qwenstack.models.lora import AdapterSpans, LayerLora
 from qwenstack.models.rope import Rotary
 from qwenstack.models.weights import WeightReader
 
@@ -32,11 +33,19 @@ class DenseMLP:
     gate_up: PackedLinear
     down: PackedLinear
 
-    def add_to(self, x_TD: np.ndarray, kernels: Kernels, eps: float) -> None:
+    def add_to(self, x_TD: np.ndarray, kernels: Kernels, eps: float, lora: LayerLora) -> None:
         """Add down(silu(gate(norm(x))) · up(norm(x))) to x."""
         hidden_TF = np.empty((len(x_TD), self.gate_up.out_features // 2), np.float32)
-        kernels.gate_up_silu(x_TD, self.gate_up, hidden_TF, norm_weight=self.norm_D, eps=eps)
+        if rows := lora.get("gate_up"):
+            gate_up_TG = np.empty((len(x_TD), self.gate_up.out_features), np.float32)
+            kernels.linear(x_TD, self.gate_up, gate_up_TG, norm_weight=self.norm_D, eps=eps)
+            kernels.add_lora(x_TD, rows, gate_up_TG, norm_weight=self.norm_D, eps=eps)
+            kernels.silu_times(gate_up_TG, hidden_TF)
+        else:
+            kernels.gate_up_silu(x_TD, self.gate_up, hidden_TF, norm_weight=self.norm_D, eps=eps)
         kernels.linear(hidden_TF, self.down, x_TD, accumulate=True)
+        if rows := lora.get("down"):
+            kernels.add_lora(hidden_TF, rows, x_TD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +65,13 @@ class SparseMLP:
     experts: Sequence[Expert]
     config: ExpertsConfig
 
-    def add_to(self, x_TD: np.ndarray, kernels: Kernels, eps: float) -> None:
+    def add_to(self, x_TD: np.ndarray, kernels: Kernels, eps: float, lora: LayerLora) -> None:
         """Add the weighted answers of each token's experts to x.
 
-        Experts are visited in ascending order, so that a token's sum does not depend on its neighbours.
+        Experts are visited in ascending order, so that a token's sum does not depend on its neighbours. No adapter
+        changes them.
         """
+        assert not {"gate_up", "down"} & lora.keys()
         h_TD = np.empty_like(x_TD)
         kernels.rms_norm(x_TD, self.norm_D, eps, h_TD)
         logits_TE = np.empty((len(x_TD), len(self.experts)), np.float32)
@@ -132,8 +143,12 @@ class Decoder:
         cos_TH, sin_TH = self._rotary.at(batch.positions)
         qkv_TW = np.empty((num_tokens, config.q_size + 2 * config.kv_size), np.float32)
         attended_TQ = np.empty((num_tokens, config.q_size), np.float32)
-        for layer, (k_cache, v_cache) in zip(self._layers, kv_cache.layers, strict=True):
+        adapters = AdapterSpans.of(batch.query_start, batch.adapters)
+        for index, (layer, (k_cache, v_cache)) in enumerate(zip(self._layers, kv_cache.layers, strict=True)):
+            lora = adapters.in_layer(index)
             kernels.linear(x_TD, layer.qkv, qkv_TW, norm_weight=layer.input_norm_D, eps=config.rms_norm_eps)
+            if rows := lora.get("qkv"):
+                kernels.add_lora(x_TD, rows, qkv_TW, norm_weight=layer.input_norm_D, eps=config.rms_norm_eps)
             kernels.rope_and_write_kv(
                 qkv_TW,
                 num_heads=config.num_attention_heads,
@@ -160,7 +175,9 @@ class Decoder:
                 out_TX=attended_TQ,
             )
             kernels.linear(attended_TQ, layer.output, x_TD, accumulate=True)
-            layer.mlp.add_to(x_TD, kernels, config.rms_norm_eps)
+            if rows := lora.get("output"):
+                kernels.add_lora(attended_TQ, rows, x_TD)
+            layer.mlp.add_to(x_TD, kernels, config.rms_norm_eps, lora)
         return x_TD
 
     def logits(self, x_RD: np.ndarray, activation_bits: ActivationBits | None = None) -> np.ndarray:

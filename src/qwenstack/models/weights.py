@@ -116,30 +116,39 @@ class WeightReader:
     def prevailing_type(self) -> WeightType:
         """The type that most bytes of the weights have once they are loaded."""
         sizes: dict[WeightType, int] = {}
-        for tensor in self._tensors.values():
-            weight_type = self._loaded_type(tensor)
-            sizes[weight_type] = sizes.get(weight_type, 0) + _num_bytes(tensor, weight_type)
+        for weight_type, num_bytes in self.loaded_sizes():
+            sizes[weight_type] = sizes.get(weight_type, 0) + num_bytes
         return max(sizes, key=lambda weight_type: sizes[weight_type])
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors once they are loaded."""
-        return sum(_num_bytes(tensor, self._loaded_type(tensor)) for tensor in self._tensors.values())
+        return sum(num_bytes for _, num_bytes in self.loaded_sizes())
+
+    def loaded_sizes(self) -> Iterator[tuple[WeightType, int]]:
+        """Return the type and the bytes of each tensor once it is loaded."""
+        for tensor, weight_type in self._loaded_types():
+            yield weight_type, _num_bytes(tensor, weight_type)
 
     @property
     def conversion_bytes(self) -> int:
         """Bytes of the largest matrix that is converted: it exists beside its packed form for a moment."""
         converted = [
             _num_bytes(tensor, weight_type)
-            for tensor in self._tensors.values()
-            if (weight_type := self._loaded_type(tensor)) is not tensor.weight_type
+            for tensor, weight_type in self._loaded_types()
+            if weight_type is not tensor.weight_type
         ]
         return max(converted, default=0)
 
-    def _loaded_type(self, tensor: StoredTensor) -> WeightType:
-        if len(tensor.shape) != 2:
-            return tensor.weight_type
-        return loaded_type(tensor.weight_type, tensor.shape[1], self.weight_format)
+    def _loaded_types(self) -> Iterator[tuple[StoredTensor, WeightType]]:
+        for name, tensor in self._tensors.items():
+            weight_type = self._type_before_loading(name, tensor)
+            if len(tensor.shape) == 2:
+                weight_type = loaded_type(weight_type, tensor.shape[1], self.weight_format)
+            yield tensor, weight_type
+
+    def _type_before_loading(self, name: str, tensor: StoredTensor) -> WeightType:  # noqa: ARG002 - for those who merge
+        return tensor.weight_type
 
 
 def _num_bytes(tensor: StoredTensor, weight_type: WeightType) -> int:
