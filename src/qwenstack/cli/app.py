@@ -15,6 +15,7 @@ from cyclopts.exceptions import CycloptsError
 
 from qwenstack import __version__
 from qwenstack.cli.bench import bench
+from qwenstack.cli.cache import cache
 from qwenstack.cli.chat.command import chat
 from qwenstack.cli.config import config
 from qwenstack.cli.doctor import doctor
@@ -41,7 +42,7 @@ def build_app() -> App:
         print_error=False,
         suppress_keyboard_interrupt=False,
     )
-    for command in (chat, serve, pull, models, bench, config, doctor):
+    for command in (chat, serve, pull, models, cache, bench, config, doctor):
         app.command(command)
     return app
 

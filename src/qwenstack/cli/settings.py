@@ -55,6 +55,12 @@ class EngineSettings:
     """Answers to prompts of at most this many tokens are computed at 16 bits, whatever activation_bits says."""
     isa: Literal["auto", "avx512", "avx2", "scalar", "reference"] = "auto"
     """Instruction set of the kernels; auto: the best that this CPU has."""
+    prefix_cache_disk_bytes: Annotated[int, Between(low=0, high=1 << 50)] = 4 << 30
+    """Disk space for keys and values of earlier prompts, which begin the answers to later ones; 0 keeps none."""
+    prefix_cache_dir: Annotated[Path | None, Trait.PERSONAL] = None
+    """Folder for them; none: in the user's cache folder."""
+    prefix_cache_max_age_s: Annotated[int, Between(low=1, high=10 * 366 * 86_400)] = 7 * 86_400
+    """What was not used for so many seconds is removed from the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

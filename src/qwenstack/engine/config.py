@@ -50,6 +50,12 @@ class EngineConfig:
     """Answers to prompts of at most this many tokens are computed at 16 bits, whatever `activation_bits` says."""
     isa: IsaName = "auto"
     """Instruction set of the kernels; `reference` is the readable numpy twin."""
+    prefix_cache_disk_bytes: int = 4 << 30
+    """Disk space for cached prefixes; 0: none are kept beyond the memory."""
+    prefix_cache_dir: Path | None = None
+    """Folder of cached prefixes; None: `kv_store.default_folder`."""
+    prefix_cache_max_age_s: int = 7 * 86_400
+    """What was not used for this long is removed from the disk."""
 
     def __post_init__(self) -> None:
         """Check every choice and range."""
@@ -71,6 +77,8 @@ class EngineConfig:
             ("max_num_waiting", 0, 1 << 20),
             ("max_num_batched_tokens", 16, 1 << 16),
             ("block_size", 8, 256),
+            ("prefix_cache_disk_bytes", 0, 1 << 50),
+            ("prefix_cache_max_age_s", 1, 10 * 366 * 86_400),
         ):
             value: int | None = getattr(self, name)
             if value is not None and not low <= value <= high:

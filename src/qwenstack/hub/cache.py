@@ -80,7 +80,7 @@ class ModelCache:
         self._check_owner()
         folder = self.path / slug
         try:
-            name, files = self._read_manifest(folder)
+            name, files = read_manifest(folder)
             if any((folder / file.name).stat().st_size != file.bytes for file in files):
                 return None
         except (ModelFormatError, OSError):
@@ -106,7 +106,7 @@ class ModelCache:
             ModelFormatError: a file is not what was fetched.
         """
         folder = self.path / slug
-        for file in self._read_manifest(folder)[1]:
+        for file in read_manifest(folder)[1]:
             found = file_sha256(folder / file.name)
             if found != file.sha256:
                 raise ModelFormatError(
@@ -193,16 +193,6 @@ class ModelCache:
             return None
         return choice if isinstance(choice, str) and is_plain_name(choice) else None
 
-    def _read_manifest(self, folder: Path) -> tuple[str, list[CachedFile]]:
-        path = folder / MANIFEST
-        manifest = parse_json_object(read_file(path, MAX_MANIFEST_BYTES), repr(str(path)))
-        name = manifest.get("name")
-        files = [_cached_file(entry) for entry in as_list(manifest.get("files")) or ()]
-        complete = [file for file in files if file is not None]
-        if manifest.get("format") != MANIFEST_FORMAT or not isinstance(name, str) or not files or None in files:
-            raise ModelFormatError(f"{str(path)!r} is not a manifest. Delete the folder and pull the model again.")
-        return name, complete
-
     def _make(self) -> None:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -223,6 +213,22 @@ class ModelCache:
                 f"The cache folder {str(self.path)!r} belongs to another user (uid {owner}). "
                 "Set QWENSTACK_CACHE_DIR to a folder of your own."
             )
+
+
+def read_manifest(folder: Path) -> tuple[str, list[CachedFile]]:
+    """Return the name of the model in a folder of the cache, and its files as they were when they were fetched.
+
+    Raises:
+        ModelFormatError: there is no manifest, or it is damaged.
+    """
+    path = folder / MANIFEST
+    manifest = parse_json_object(read_file(path, MAX_MANIFEST_BYTES), repr(str(path)))
+    name = manifest.get("name")
+    files = [_cached_file(entry) for entry in as_list(manifest.get("files")) or ()]
+    complete = [file for file in files if file is not None]
+    if manifest.get("format") != MANIFEST_FORMAT or not isinstance(name, str) or not files or None in files:
+        raise ModelFormatError(f"{str(path)!r} is not a manifest. Delete the folder and pull the model again.")
+    return name, complete
 
 
 def _cached_file(entry: object) -> CachedFile | None:
