@@ -1,6 +1,6 @@
 """Guesses of the tokens that come next, so that one step of the model can confirm several."""
 
-from qwenstack.engine.speculation.cost import StepCost
+from qwenstack.engine.speculation.cost import StepCost, measure_step_cost
 from qwenstack.engine.speculation.draft_model import DraftModel, DraftModelSpeculator, load_draft_model
 from qwenstack.engine.speculation.ngram import NgramSpeculator
 from qwenstack.engine.speculation.speculator import DraftRequest, Speculator
@@ -13,4 +13,5 @@ __all__ = [
     "Speculator",
     "StepCost",
     "load_draft_model",
+    "measure_step_cost",
 ]

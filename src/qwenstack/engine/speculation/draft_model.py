@@ -234,13 +234,14 @@ def _pack(work: Sequence[tuple[_Answer, list[int]]], block_size: int) -> PackedB
     block_table = np.zeros((len(work), max(len(answer.blocks) for answer, _ in work)), np.int32)
     for row, (answer, _) in enumerate(work):
         block_table[row, : len(answer.blocks)] = answer.blocks
-    positions = np.concatenate([np.arange(start, start + count) for start, count in zip(first, counts, strict=True)])
+    query_start = np.concatenate([np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)])
+    positions = np.arange(query_start[-1], dtype=np.int64) + np.repeat(first - query_start[:-1], counts)
     blocks = block_table[np.repeat(np.arange(len(work)), counts), positions // block_size]
     return PackedBatch(
         token_ids=np.concatenate([np.array(token_ids, np.int64) for _, token_ids in work]),
-        positions=positions.astype(np.int64),
+        positions=positions,
         slot_mapping=blocks.astype(np.int64) * block_size + positions % block_size,
-        query_start=np.concatenate([np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)]),
+        query_start=query_start,
         kv_len=first + counts,
         block_table=block_table,
     )

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from qwenstack.engine.speculation.cost import StepCost
 from qwenstack.engine.speculation.speculator import DraftRequest
-from qwenstack.engine.speculation.suffix_index import SuffixIndex
+from qwenstack.engine.speculation.suffix_index import MAX_MATCH, SuffixIndex
 from qwenstack.engine.speculation.switch import Switch
 
-_CLASSES = (2, 3, 4, 6, 9, 16)
+_CLASSES = (2, 3, 4, 6, 9, MAX_MATCH)
 """Shortest match of each class."""
 _PRIOR_CHANCES = (0.5, 0.65, 0.8, 0.88, 0.93, 0.985)
 """How often the token after a match is the right one: `benches/speculation.py`, 21 edits and 22 free texts."""

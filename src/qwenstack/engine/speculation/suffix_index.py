@@ -1,7 +1,7 @@
 """Where the end of a text stood before: the longest match among the latest places that share its last two tokens.
 
-The structure is the hash chain of LZ77 compressors (RFC 1951, section 4), with pairs of tokens for triples of bytes:
-constant time for a new token, a bounded search for a match, and 32k tokens are indexed in about ten milliseconds.
+The structure is the hash table of LZ77 compressors (RFC 1951, section 4), with pairs of tokens for triples of bytes:
+constant time for a new token and a bounded search. 32k tokens are indexed in about ten milliseconds, once.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
-
-_MAX_CANDIDATES = 32
 MAX_MATCH = 16
+"""Longer matches are not told apart: their next token was right 99 times of 100 at 16 (`benches/speculation.py`)."""
+_PAIR = 2
+"""Shortest match; one token alone is followed by the same one too seldom."""
+_MAX_CANDIDATES = 32
+"""Earlier places that are compared, so that a frequent pair such as a line's end costs no more than others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,43 +26,52 @@ class Match:
     end: int
     """Position after the matched tokens: the token there followed them."""
     length: int
-    """Tokens that are equal, counted backwards, at most 16."""
+    """Tokens that are equal, counted backwards, 2 to `MAX_MATCH`."""
 
 
 class SuffixIndex:
     """The tokens of one sequence, and where each pair of neighbours stands."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens = list(tokens)
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        """Index a prompt."""
+        self._token_ids = list(token_ids)
         self._ends: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        for end, pair in enumerate(pairwise(self.tokens), start=2):
+        """For each pair the positions after it, in order."""
+        for end, pair in enumerate(pairwise(self._token_ids), start=_PAIR):
             self._ends[pair].append(end)
 
-    def append(self, token: int) -> None:
-        if self.tokens:
-            self._ends[self.tokens[-1], token].append(len(self.tokens) + 1)
-        self.tokens.append(token)
+    def append(self, token_id: int) -> None:
+        """Add a token to the text."""
+        if self._token_ids:
+            self._ends[self._token_ids[-1], token_id].append(len(self._token_ids) + 1)
+        self._token_ids.append(token_id)
 
     def longest_match(self) -> Match | None:
-        tokens = self.tokens
-        if len(tokens) < 3:
+        """Return the earlier place that shares most of the last tokens, the latest of equals; None if no pair does."""
+        if len(self._token_ids) <= _PAIR:
             return None
-        size = len(tokens)
-        best = None
-        best_length = 0
-        for end in islice(reversed(self._ends.get((tokens[-2], tokens[-1]), ())), 1, 1 + _MAX_CANDIDATES):
-            length = 2
-            while length < MAX_MATCH and length < end and tokens[end - length - 1] == tokens[size - length - 1]:
-                length += 1
-            if length > best_length:
-                best, best_length = end, length
-                if length == MAX_MATCH:
-                    break
-        return None if best is None else Match(end=best, length=best_length)
+        best: Match | None = None
+        ends = self._ends[self._token_ids[-2], self._token_ids[-1]]
+        for end in islice(reversed(ends), 1, 1 + _MAX_CANDIDATES):  # the first is the end of the text itself
+            length = self._common_suffix(end)
+            if best is None or length > best.length:
+                best = Match(end=end, length=length)
+            if length == MAX_MATCH:
+                break
+        return best
 
     def continuation(self, start: int, count: int) -> list[int]:
-        """Return what followed a match; where it runs into the end of the text, it goes on with itself, as a loop."""
-        found = self.tokens[start : start + count]
+        """Return `count` tokens from a position on; at the end of the text they go on with themselves, as a loop."""
+        found = self._token_ids[start : start + count]
         while len(found) < count:
             found.extend(found[: count - len(found)])
         return found
+
+    def _common_suffix(self, end: int) -> int:
+        """Return how many tokens before `end` equal the last of the text; the pair is known to."""
+        token_ids = self._token_ids
+        limit = min(end, MAX_MATCH)
+        length = _PAIR
+        while length < limit and token_ids[end - length - 1] == token_ids[-length - 1]:
+            length += 1
+        return length
