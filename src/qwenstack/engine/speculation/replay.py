@@ -34,9 +34,7 @@ def replay(
     known = list(answer_token_ids[:1])
     while len(known) < len(answer_token_ids):
         room = len(answer_token_ids) - len(known) - 1
-        request = DraftRequest(
-            key=0, prompt_token_ids=prompt_token_ids, output_token_ids=known, limit=min(limit, room)
-        )
+        request = DraftRequest(key=0, prompt_token_ids=prompt_token_ids, output_token_ids=known, limit=min(limit, room))
         (drafts,) = speculator.propose([request])
         chosen = answer_token_ids[len(known) : len(known) + len(drafts) + 1]
         num_right = next((at for at, draft in enumerate(drafts) if draft != chosen[at]), len(drafts))
