@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.checkpoints import save_random, whole_text_batch
 from transformers import Qwen3Config
 
-from qwenstack.core.errors import ConfigError
+from qwenstack.core.errors import CapacityError, ConfigError
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.loading import load_model
 from qwenstack.engine.speculation import DraftModel, DraftModelSpeculator, DraftRequest, StepCost, load_draft_model
@@ -197,7 +197,9 @@ def test_another_vocabulary_is_refused_with_the_reason(draft: Words, reason: str
 
 
 @pytest.mark.weights
-def test_a_real_model_drafts_for_itself_and_not_for_another_family(smollm2_gguf: Path, coder_gguf: Path) -> None:
+def test_a_real_model_drafts_for_itself_and_not_for_another_family(
+    smollm2_gguf: Path, coder_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = load_model(EngineConfig(model_path=smollm2_gguf, model_name="smollm2", max_model_len=256))
     model = load_draft_model(smollm2_gguf, target, num_blocks=8)
     assert model.relative_size == 1.0
@@ -207,3 +209,6 @@ def test_a_real_model_drafts_for_itself_and_not_for_another_family(smollm2_gguf:
     assert target.tokenizer.decode(drafts).startswith(" Paris")
     with pytest.raises(ConfigError, match="Take a draft model of the same family"):
         load_draft_model(coder_gguf, target)
+    monkeypatch.setattr("qwenstack.engine.speculation.draft_model.available_memory_bytes", lambda: 10**8)
+    with pytest.raises(CapacityError, match=r"0\.1 GB are free"):
+        load_draft_model(smollm2_gguf, target)

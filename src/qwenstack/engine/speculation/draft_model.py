@@ -14,16 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenstack.core.errors import ConfigError
+from qwenstack.core.errors import CapacityError, ConfigError
 from qwenstack.engine.loading import LoadedModel, load_tokenizer
+from qwenstack.engine.memory import available_memory_bytes
 from qwenstack.engine.scheduler import blocks_for
 from qwenstack.engine.speculation.cost import StepCost
 from qwenstack.engine.speculation.speculator import DraftRequest
 from qwenstack.engine.speculation.switch import Switch
 from qwenstack.hub.checkpoint import open_checkpoint
-from qwenstack.models import Decoder, KVCache, PackedBatch, WeightReader, read_config
+from qwenstack.models import Decoder, KVCache, ModelConfig, PackedBatch, WeightReader, kv_bytes_per_token, read_config
 from qwenstack.tokenizer import Tokenizer
 
+_ADVICE = "Take a draft model of the same family and generation."
 _MAX_DRAFTS = 8
 """Beyond, even a draft that is right nine times of ten is kept for less than half of its length."""
 _MAX_CATCH_UP = 256
@@ -57,6 +59,7 @@ def load_draft_model(path: Path, target: LoadedModel, *, num_blocks: int | None 
 
     Raises:
         ConfigError: the vocabularies differ.
+        CapacityError: it does not fit into memory beside the other one.
         CheckpointError: the model is missing, damaged or of a kind that is not read here.
     """
     checkpoint = open_checkpoint(path)
@@ -64,21 +67,29 @@ def load_draft_model(path: Path, target: LoadedModel, *, num_blocks: int | None 
     config = read_config(checkpoint)
     if config.vocab_size < target.card.vocab_size:
         raise ConfigError(
-            f"The draft model has {config.vocab_size} token embeddings, {target.card.id} {target.card.vocab_size}. "
-            "Take a draft model of the same family and generation."
+            f"The draft model has {config.vocab_size} token embeddings, {target.card.id} needs "
+            f"{target.card.vocab_size}. {_ADVICE}"
         )
-    keys, _ = target.kv_cache.layers[0]
+    reader = WeightReader(checkpoint, config)
     return DraftModel(
-        decoder=Decoder(config, WeightReader(checkpoint, config), target.decoder.kernels),
-        kv_cache=KVCache.allocate(
-            config,
-            num_blocks=target.kv_cache.num_blocks if num_blocks is None else num_blocks,
-            block_size=target.kv_cache.block_size,
-            dtype=keys.dtype,
-        ),
+        kv_cache=_allocate_cache(config, reader, target.kv_cache, num_blocks),
+        decoder=Decoder(config, reader, target.decoder.kernels),
         vocab_size=target.card.vocab_size,
         relative_size=config.num_parameters / target.decoder.config.num_parameters,
     )
+
+
+def _allocate_cache(config: ModelConfig, reader: WeightReader, like: KVCache, num_blocks: int | None) -> KVCache:
+    dtype = like.layers[0][0].dtype
+    num_blocks = like.num_blocks if num_blocks is None else num_blocks
+    cache_bytes = num_blocks * like.block_size * kv_bytes_per_token(config, dtype)
+    free_bytes = available_memory_bytes()
+    if reader.num_bytes + cache_bytes > free_bytes:
+        raise CapacityError(
+            f"The draft model needs {reader.num_bytes / 1e9:.1f} GB for its weights and {cache_bytes / 1e9:.1f} GB for "
+            f"its cache; {free_bytes / 1e9:.1f} GB are free. Set a smaller `kv_cache_memory_bytes`, or do without it."
+        )
+    return KVCache.allocate(config, num_blocks=num_blocks, block_size=like.block_size, dtype=dtype)
 
 
 def check_same_vocabulary(target: Tokenizer, draft: Tokenizer) -> None:
@@ -87,21 +98,20 @@ def check_same_vocabulary(target: Tokenizer, draft: Tokenizer) -> None:
     Raises:
         ConfigError: it does not; the message names the first difference.
     """
-    advice = "Take a draft model of the same family and generation."
     if target.vocab_size != draft.vocab_size:
         raise ConfigError(
-            f"The draft model knows {draft.vocab_size} tokens, the model it drafts for {target.vocab_size}. {advice}"
+            f"The draft model knows {draft.vocab_size} tokens, the model it drafts for {target.vocab_size}. {_ADVICE}"
         )
     if target.eos_token_ids != draft.eos_token_ids:
         raise ConfigError(
             f"The draft model ends an answer with the tokens {sorted(draft.eos_token_ids)}, "
-            f"the model it drafts for with {sorted(target.eos_token_ids)}. {advice}"
+            f"the model it drafts for with {sorted(target.eos_token_ids)}. {_ADVICE}"
         )
     for token_id in range(target.vocab_size):
         ours, theirs = target.token_bytes(token_id), draft.token_bytes(token_id)
         if ours != theirs:
             raise ConfigError(
-                f"Token {token_id} is {theirs!r} to the draft model and {ours!r} to the model it drafts for. {advice}"
+                f"Token {token_id} is {theirs!r} to the draft model and {ours!r} to the model it drafts for. {_ADVICE}"
             )
 
 
