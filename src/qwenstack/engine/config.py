@@ -10,6 +10,8 @@ from qwenstack.core.errors import ConfigError
 
 KVCacheDtype = Literal["auto", "float32", "float16", "bfloat16"]
 IsaName = Literal["auto", "avx512", "avx2", "scalar", "reference"]
+MAX_YARN_FACTOR = 32
+"""The largest that was ever tried: Peng et al. 2023, arXiv:2309.00071, section 4. Qwen's own advice is 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,9 @@ class EngineConfig:
     max_model_len: int | None = None
     """Prompt and answer together, in tokens; None: as many as the model was trained for, or as
     fit into memory."""
+    yarn_factor: float | None = None
+    """Stretch the context by this factor with YaRN; None: as the model's files say. Short texts suffer a little, so only
+    where `max_model_len` demands it."""
     kv_cache_memory_bytes: int | None = None
     """Memory for keys and values; None: enough for four full contexts, at most a quarter of what is free."""
     max_num_seqs: int = 64
@@ -56,13 +61,14 @@ class EngineConfig:
         for name, low, high in (
             ("num_threads", 1, 1024),
             ("max_model_len", 1, 1 << 24),
+            ("yarn_factor", 1, MAX_YARN_FACTOR),
             ("kv_cache_memory_bytes", 1 << 16, 1 << 50),
             ("max_num_seqs", 1, 4096),
             ("max_num_waiting", 0, 1 << 20),
             ("max_num_batched_tokens", 16, 1 << 16),
             ("block_size", 8, 256),
         ):
-            value: int | None = getattr(self, name)
+            value: float | None = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"`{name}` is {value!r}; it must lie between {low} and {high}.")
         if self.max_num_batched_tokens < self.max_num_seqs:
