@@ -18,6 +18,7 @@ from cyclopts.validators import Number
 
 from qwenstack.cli.loading import engine_config, fetch_model
 from qwenstack.cli.machine import describe_machine
+from qwenstack.cli.needle import needle
 from qwenstack.cli.options import AsJson, Assignments, ModelArgument
 from qwenstack.cli.output import print_json, print_table
 from qwenstack.cli.settings import load_settings
@@ -25,7 +26,8 @@ from qwenstack.core.errors import EngineError
 from qwenstack.core.outputs import OutputDelta
 from qwenstack.core.sampling_params import SamplingParams
 
-bench = App(name="bench", help="Measure speed.")
+bench = App(name="bench", help="Measure speed, and what a model finds in long texts.")
+bench.command(needle)
 
 _AT_LEAST_ONE = Parameter(validator=Number(gte=1))
 _AT_LEAST_TWO = Parameter(validator=Number(gte=2))

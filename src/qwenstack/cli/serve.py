@@ -39,6 +39,8 @@ class ServeOptions:
     """Name of the model for clients; default: its own name."""
     max_model_len: int | None = None
     """Prompt and answer together, in tokens; default: as many as the model was trained for."""
+    yarn_factor: float | None = None
+    """Stretch the context by this factor with YaRN, such as 4; costs a little on short texts."""
     num_threads: int | None = None
     """Threads of the kernels; default: one for each core."""
 
@@ -50,6 +52,7 @@ class ServeOptions:
             "server.api_keys": self.api_key or None,
             "server.served_model_name": self.served_model_name,
             "engine.max_model_len": self.max_model_len,
+            "engine.yarn_factor": self.yarn_factor,
             "engine.num_threads": self.num_threads,
         }
 

@@ -39,6 +39,8 @@ class EngineSettings:
     """Threads of the kernels; none: one for each core."""
     max_model_len: Annotated[int, Between(low=1, high=1 << 24)] | None = None
     """Prompt and answer together, in tokens; none: as many as the model was trained for."""
+    yarn_factor: Annotated[float, Between(low=1, high=32)] | None = None
+    """Stretch the context by this factor with YaRN, such as 4; none: as the model's files say."""
     kv_cache_memory_bytes: Annotated[int, Between(low=1 << 16, high=1 << 50)] | None = None
     """Memory for keys and values; none: sized to the free memory."""
     max_num_seqs: Annotated[int, Between(low=1, high=4096)] = 64

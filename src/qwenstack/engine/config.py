@@ -11,6 +11,8 @@ from qwenstack.models import WeightFormat
 
 KVCacheDtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 IsaName = Literal["auto", "avx512", "avx2", "scalar", "reference"]
+MAX_YARN_FACTOR = 32
+"""The largest that was ever tried: Peng et al. 2023, arXiv:2309.00071, section 4. Qwen's own advice is 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,9 @@ class EngineConfig:
     max_model_len: int | None = None
     """Prompt and answer together, in tokens; None: as many as the model was trained for, or as
     fit into memory."""
+    yarn_factor: float | None = None
+    """Stretch the context by this factor with YaRN; None: as the model's files say. Short texts suffer a little, so only
+    where `max_model_len` demands it."""
     kv_cache_memory_bytes: int | None = None
     """Memory for keys and values; None: enough for four full contexts, at most a quarter of what is free."""
     max_num_seqs: int = 64
@@ -71,6 +76,7 @@ class EngineConfig:
         for name, low, high in (
             ("num_threads", 1, 1024),
             ("max_model_len", 1, 1 << 24),
+            ("yarn_factor", 1, MAX_YARN_FACTOR),
             ("kv_cache_memory_bytes", 1 << 16, 1 << 50),
             ("short_prompt_tokens", 0, 1 << 24),
             ("max_num_seqs", 1, 4096),
@@ -80,7 +86,7 @@ class EngineConfig:
             ("prefix_cache_disk_bytes", 0, 1 << 50),
             ("prefix_cache_max_age_s", 1, 10 * 366 * 86_400),
         ):
-            value: int | None = getattr(self, name)
+            value: float | None = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"`{name}` is {value!r}; it must lie between {low} and {high}.")
         if self.max_num_batched_tokens < self.max_num_seqs:

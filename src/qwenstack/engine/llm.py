@@ -39,6 +39,7 @@ class EngineOptions(TypedDict, total=False):
 
     num_threads: int | None
     max_model_len: int | None
+    yarn_factor: float | None
     kv_cache_memory_bytes: int | None
     max_num_seqs: int
     max_num_batched_tokens: int

@@ -14,7 +14,7 @@ from qwenstack.core.errors import CapacityError, ConfigError, ModelFormatError, 
 from qwenstack.core.protocols import ModelCard
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.core.weight_type import WeightType
-from qwenstack.engine.config import EngineConfig
+from qwenstack.engine.config import MAX_YARN_FACTOR, EngineConfig
 from qwenstack.engine.memory import available_memory_bytes
 from qwenstack.engine.precision import PrecisionPolicy
 from qwenstack.engine.scheduler import blocks_for
@@ -72,12 +72,15 @@ def load_model(config: EngineConfig) -> LoadedModel:
     """
     checkpoint = open_checkpoint(config.model_path)
     model_config = read_config(checkpoint)
+    if config.yarn_factor is not None:
+        model_config = model_config.stretched(config.yarn_factor)
     reader = WeightReader(checkpoint, model_config, config.weight_format)
     precision = precision_policy(config, num_parameters=model_config.num_parameters)
     dtype = _kv_dtype(config, reader)
     cache = plan_cache(
         config,
-        trained_len=model_config.max_position_embeddings,
+        trained_len=model_config.context_length,
+        yarn_from=_yarn_from(config, model_config),
         bytes_per_token=kv_bytes_per_token(model_config, dtype),
         weight_bytes=int(reader.num_bytes * _PACKING_OVERHEAD) + reader.conversion_bytes + _WORKING_BYTES,
         available_bytes=available_memory_bytes(),
@@ -173,11 +176,25 @@ class CachePlan:
 
 
 def plan_cache(
-    config: EngineConfig, *, trained_len: int, bytes_per_token: int, weight_bytes: int, available_bytes: int
+    config: EngineConfig,
+    *,
+    trained_len: int,
+    yarn_from: int | None,
+    bytes_per_token: int,
+    weight_bytes: int,
+    available_bytes: int,
 ) -> CachePlan:
     """Decide the longest context and the number of KV blocks: one full context at least, so that any request can end.
 
     Where nobody asks for a length and the trained one does not fit, it is as long as fits, but at least 4,096.
+
+    Args:
+        config: what was asked for.
+        trained_len: positions that the model is made for, as it will run.
+        yarn_from: positions from which YaRN would stretch it further; None where its files rule that out.
+        bytes_per_token: of keys and values, in all layers.
+        weight_bytes: of the packed weights and all else that is no cache.
+        available_bytes: memory that is free.
 
     Raises:
         ConfigError: the length asked for is beyond the model's, or one context exceeds the memory asked for.
@@ -186,7 +203,7 @@ def plan_cache(
     if config.max_model_len is not None and config.max_model_len > trained_len:
         raise ConfigError(
             f"`max_model_len` is {config.max_model_len}; this model was trained for {trained_len} positions. "
-            "Ask for at most that."
+            f"Ask for at most that{_or_yarn(config.max_model_len, yarn_from)}."
         )
     free_bytes = available_bytes - weight_bytes
     fitting_len = free_bytes // bytes_per_token - config.block_size
@@ -213,6 +230,20 @@ def plan_cache(
             f"Set {longest}take a smaller model, such as `smollm2-135m`."
         )
     return CachePlan(max_model_len=length, num_blocks=wanted)
+
+
+def _yarn_from(config: EngineConfig, model_config: ModelConfig) -> int | None:
+    """Return the length that YaRN stretches, where the choice is the user's."""
+    is_users_choice = config.yarn_factor is not None or model_config.rope_scaling is None
+    return model_config.unstretched_length if is_users_choice else None
+
+
+def _or_yarn(wanted_len: int, yarn_from: int | None) -> str:
+    """Return how to reach a length by YaRN, as the end of a sentence; nothing where there is no way."""
+    if yarn_from is None or wanted_len > MAX_YARN_FACTOR * yarn_from:
+        return ""
+    factor = -(-wanted_len // yarn_from)
+    return f", or set `yarn_factor` to {factor}, which reaches {factor * yarn_from} at some cost for short texts"
 
 
 def _gigabytes(num_bytes: int) -> str:

@@ -1,17 +1,20 @@
 """The shape of a decoder: one value for Qwen2, Qwen2.5, Qwen3, Qwen3-MoE and Llama, with Hugging Face's field names.
 
 Families differ by flags (`qkv_bias`, `qk_norm`, `tie_word_embeddings`, `experts`), not by classes. What this decoder
-does not compute (sliding windows, scaled RoPE, other activations) is refused here rather than computed wrongly.
+does not compute (sliding windows, partial rotation, other activations) is refused here rather than computed wrongly.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from qwenstack.core.errors import ModelFormatError
+from qwenstack.core.errors import ConfigError, ModelFormatError
+from qwenstack.models.metadata import MetadataFields
+from qwenstack.models.rope import Llama3Scaling, RopeScaling, YarnScaling, yarn_attention_factor
+from qwenstack.models.rope_metadata import rope_from_gguf, rope_from_hf
 
 ModelType = Literal["qwen2", "qwen3", "qwen3_moe", "llama"]
 _MODEL_TYPES: tuple[ModelType, ...] = ("qwen2", "qwen3", "qwen3_moe", "llama")
@@ -24,6 +27,8 @@ _GGUF_ARCHITECTURES: dict[str, ModelType] = {
 _MAX_SIZE = 1 << 24
 """No dimension of a real model comes near; a hostile file must not make us multiply with larger ones."""
 _MAX_LAYERS = 1024
+_QWEN3_WRITTEN_LENGTH = 40_960
+_QWEN3_TRAINED_LENGTH = 32_768
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +64,11 @@ class ModelConfig:
     vocab_size: int
     """Rows of the embedding; the tokenizer may use fewer."""
     max_position_embeddings: int
+    """As the file says; `context_length` is what the model reads."""
     rms_norm_eps: float
     rope_theta: float
+    rope_scaling: RopeScaling | None = None
+    """How the rotary embedding is stretched beyond what the model was first trained for."""
     tie_word_embeddings: bool
     qkv_bias: bool
     o_bias: bool = False
@@ -99,10 +107,52 @@ class ModelConfig:
             value: float = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ModelFormatError(f"`{name}` is {value!r}; it must be a positive number.")
+        if isinstance(self.rope_scaling, YarnScaling) and self.rope_theta <= 1:
+            raise ModelFormatError(f"`rope_theta` is {self.rope_theta!r}; YaRN needs one above 1.")
+        if self.context_length > _MAX_SIZE:
+            raise ModelFormatError(f"The context is stretched to {self.context_length}, more than {_MAX_SIZE}.")
         if self.experts is not None and not 1 <= self.experts.num_experts_per_tok <= self.experts.num_experts:
             raise ModelFormatError(
                 f"{self.experts.num_experts_per_tok} of {self.experts.num_experts} experts per token is not a choice."
             )
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the model is made for: with YaRN its factor times the original length, as both are written."""
+        if isinstance(self.rope_scaling, YarnScaling):
+            return int(self.rope_scaling.factor * self.rope_scaling.original_max_position_embeddings)
+        return self.max_position_embeddings
+
+    @property
+    def unstretched_length(self) -> int:
+        """Positions that the model learnt without stretching, from which YaRN starts.
+
+        Qwen3 writes 40,960 and was trained for 32,768: the rest is room for an answer.
+        Source: Qwen3 technical report, arXiv:2505.09388, section 3.2; `docs/source/deployment/vllm.md` of Qwen3.
+        """
+        if isinstance(self.rope_scaling, YarnScaling | Llama3Scaling):
+            return self.rope_scaling.original_max_position_embeddings
+        if self.model_type in ("qwen3", "qwen3_moe") and self.max_position_embeddings == _QWEN3_WRITTEN_LENGTH:
+            return _QWEN3_TRAINED_LENGTH
+        return self.max_position_embeddings
+
+    def stretched(self, yarn_factor: float) -> ModelConfig:
+        """Return the same model with its context stretched by YaRN.
+
+        Raises:
+            ConfigError: the model's files ask for a scaling already, or the stretched context is beyond any real one.
+        """
+        if self.rope_scaling is not None:
+            raise ConfigError(
+                f"`yarn_factor` is {yarn_factor}, but this model's files stretch its context already, to "
+                f"{self.context_length} positions. Leave `yarn_factor` out."
+            )
+        scaling = YarnScaling(
+            factor=yarn_factor,
+            original_max_position_embeddings=self.unstretched_length,
+            attention_factor=yarn_attention_factor(yarn_factor),
+        )
+        return replace(self, rope_scaling=scaling)
 
     @property
     def q_size(self) -> int:
@@ -143,7 +193,7 @@ class ModelConfig:
         Raises:
             ModelFormatError: a field is missing, of the wrong type, or asks for what this decoder does not compute.
         """
-        fields = _Fields(config, "config.json")
+        fields = MetadataFields(config, "config.json")
         model_type = fields.text("model_type")
         if model_type not in _MODEL_TYPES:
             raise ModelFormatError(
@@ -153,6 +203,8 @@ class ModelConfig:
         hidden_size = fields.integer("hidden_size")
         num_attention_heads = fields.integer("num_attention_heads")
         attention_bias = fields.flag("attention_bias", default=False)
+        max_position_embeddings = fields.integer("max_position_embeddings")
+        rope_theta, rope_scaling = rope_from_hf(fields, max_position_embeddings)
         return cls(
             model_type=model_type,
             hidden_size=hidden_size,
@@ -162,9 +214,10 @@ class ModelConfig:
             num_key_value_heads=fields.integer("num_key_value_heads", default=num_attention_heads),
             head_dim=fields.integer("head_dim", default=hidden_size // max(num_attention_heads, 1)),
             vocab_size=fields.integer("vocab_size"),
-            max_position_embeddings=fields.integer("max_position_embeddings"),
+            max_position_embeddings=max_position_embeddings,
             rms_norm_eps=fields.number("rms_norm_eps"),
-            rope_theta=_rope_theta(fields),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
             tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
             qkv_bias=attention_bias or model_type == "qwen2",
             o_bias=attention_bias and model_type != "qwen2",
@@ -179,7 +232,7 @@ class ModelConfig:
         Raises:
             ModelFormatError: as for `from_hf`.
         """
-        fields = _Fields(metadata, "the GGUF metadata")
+        fields = MetadataFields(metadata, "the GGUF metadata")
         architecture = fields.text("general.architecture")
         if architecture not in _GGUF_ARCHITECTURES:
             raise ModelFormatError(
@@ -197,6 +250,8 @@ class ModelConfig:
         )
         if fields.integer(f"{architecture}.rope.dimension_count", default=head_dim) != head_dim:
             raise ModelFormatError("The model turns a part of each head only, which is not computed here.")
+        context_length = fields.integer(f"{architecture}.context_length")
+        rope_theta, rope_scaling = rope_from_gguf(fields, architecture, context_length)
         experts = _experts_from_gguf(fields, architecture) if model_type == "qwen3_moe" else None
         return cls(
             model_type=model_type,
@@ -207,9 +262,10 @@ class ModelConfig:
             num_key_value_heads=fields.integer(f"{architecture}.attention.head_count_kv", default=num_attention_heads),
             head_dim=head_dim,
             vocab_size=tensor_shapes["token_embd.weight"][0],
-            max_position_embeddings=fields.integer(f"{architecture}.context_length"),
+            max_position_embeddings=context_length,
             rms_norm_eps=fields.number(f"{architecture}.attention.layer_norm_rms_epsilon"),
-            rope_theta=fields.number(f"{architecture}.rope.freq_base", default=10_000.0),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
             tie_word_embeddings="output.weight" not in tensor_shapes,
             qkv_bias="blk.0.attn_q.bias" in tensor_shapes,
             o_bias="blk.0.attn_output.bias" in tensor_shapes,
@@ -218,56 +274,7 @@ class ModelConfig:
         )
 
 
-class _Fields:
-    """Typed reads from a mapping that somebody else wrote."""
-
-    def __init__(self, values: Mapping[str, object], where: str) -> None:
-        self.values = values
-        self.where = where
-
-    def _get(self, key: str, default: object) -> object:
-        value = self.values.get(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise ModelFormatError(f"`{key}` is missing in {self.where}.")
-        return value
-
-    def integer(self, key: str, *, default: int | None = None) -> int:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be a whole number.")
-        return value
-
-    def number(self, key: str, *, default: float | None = None) -> float:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be a number.")
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise ModelFormatError(f"`{key}` in {self.where} is too large for a number.") from error
-
-    def text(self, key: str) -> str:
-        value = self._get(key, None)
-        if not isinstance(value, str):
-            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be text.")
-        return value
-
-    def items(self, key: str) -> Sequence[object]:
-        value = self._get(key, ())
-        if not isinstance(value, list | tuple):
-            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be a list.")
-        return cast("Sequence[object]", value)
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            raise ModelFormatError(f"`{key}` in {self.where} is {value!r}; it must be true or false.")
-        return value
-
-
-def _refuse_unknown_mathematics(fields: _Fields) -> None:
+def _refuse_unknown_mathematics(fields: MetadataFields) -> None:
     activation = fields.values.get("hidden_act", "silu")
     if activation != "silu":
         raise ModelFormatError(f"`hidden_act` is {activation!r}; this decoder computes silu.")
@@ -276,41 +283,20 @@ def _refuse_unknown_mathematics(fields: _Fields) -> None:
     kinds = fields.items("layer_types")
     if fields.flag("use_sliding_window", default=False) or any(kind != "full_attention" for kind in kinds):
         raise ModelFormatError("The model uses sliding-window attention, which is not computed here.")
-    if fields.number("partial_rotary_factor", default=1.0) != 1.0:
-        raise ModelFormatError("The model turns a part of each head only, which is not computed here.")
 
 
 def _refuse_unknown_gguf_mathematics(
-    fields: _Fields, architecture: str, tensor_shapes: Mapping[str, Sequence[int]]
+    fields: MetadataFields, architecture: str, tensor_shapes: Mapping[str, Sequence[int]]
 ) -> None:
-    scaling = fields.values.get(f"{architecture}.rope.scaling.type", "none")
-    linear = fields.number(f"{architecture}.rope.scale_linear", default=1.0)
-    if scaling != "none" or linear != 1.0 or "rope_freqs.weight" in tensor_shapes:
-        raise ModelFormatError(f"The file asks for scaled rotary embedding ({scaling!r}), which is not computed here.")
+    if "rope_freqs.weight" in tensor_shapes:
+        raise ModelFormatError("The file scales each rotary frequency by a tensor, which is not computed here.")
     if fields.values.get(f"{architecture}.attention.sliding_window"):
         raise ModelFormatError("The model uses sliding-window attention, which is not computed here.")
     if fields.values.get(f"{architecture}.expert_shared_count"):
         raise ModelFormatError("The model has shared experts, which are not computed here.")
 
 
-def _rope_theta(fields: _Fields) -> float:
-    """Return the base frequency; newer files keep it in `rope_parameters`, older ones beside `rope_scaling`."""
-    for key in ("rope_parameters", "rope_scaling"):
-        value = fields.values.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, Mapping):
-            raise ModelFormatError(f"`{key}` in config.json is {value!r}; it must be an object.")
-        nested = _Fields(cast("Mapping[str, object]", value), f"`{key}`")
-        kind = nested.values.get("rope_type", nested.values.get("type", "default"))
-        if kind != "default":
-            raise ModelFormatError(f"`{key}` asks for {kind!r} rotary embedding; only the plain one is computed here.")
-        if "rope_theta" in nested.values:
-            return nested.number("rope_theta")
-    return fields.number("rope_theta", default=10_000.0)
-
-
-def _experts_from_hf(fields: _Fields) -> ExpertsConfig:
+def _experts_from_hf(fields: MetadataFields) -> ExpertsConfig:
     mlp_only = fields.items("mlp_only_layers")
     return ExpertsConfig(
         # transformers 5 writes `num_local_experts`, the released checkpoints say `num_experts`.
@@ -323,7 +309,7 @@ def _experts_from_hf(fields: _Fields) -> ExpertsConfig:
     )
 
 
-def _experts_from_gguf(fields: _Fields, architecture: str) -> ExpertsConfig:
+def _experts_from_gguf(fields: MetadataFields, architecture: str) -> ExpertsConfig:
     return ExpertsConfig(
         num_experts=fields.integer(f"{architecture}.expert_count"),
         num_experts_per_tok=fields.integer(f"{architecture}.expert_used_count"),

@@ -125,7 +125,7 @@ class Decoder:
         """
         self.config = config
         self.kernels = kernels
-        self._rotary = Rotary(config.head_dim, config.rope_theta)
+        self._rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
         self._embedding = reader.stored_matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self._layers = tuple(_load_layer(config, index, reader, kernels) for index in range(config.num_hidden_layers))
         self._norm_D = reader.vector("model.norm.weight", config.hidden_size)

@@ -14,10 +14,18 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from qwenstack.kernels import ActivationBits, Kernels, load_kernels
 from qwenstack.models import ModelConfig
-from qwenstack.models.rope import Rotary
+from qwenstack.models.rope import Rotary, YarnScaling
 
 LOGIT_TOLERANCE = 1e-4
 """Largest error as a share of the logits' deviation: float32 rounding through a few layers stays under 2e-5."""
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 24}
+"""Made for 24 positions and read up to 75, so that fast, mixed and slow pairs all matter."""
+
+
+def stretched(scaling: dict[str, Any]) -> dict[str, Any]:
+    return {"max_position_embeddings": 96, "rope_parameters": scaling}
 
 
 def shape(
@@ -60,6 +68,18 @@ MODELS: dict[str, PretrainedConfig] = {
         norm_topk_prob=True,
         mlp_only_layers=[2],
         decoder_sparse_step=2,
+    ),
+    "qwen2-yarn": Qwen2Config(**shape(64, 4, 2, None, 70) | stretched(YARN)),
+    "qwen3-yarn": Qwen3Config(**shape(48, 4, 2, 32, 70) | stretched(YARN)),
+    "qwen3-yarn-mscale-untruncated": Qwen3Config(
+        **shape(48, 4, 2, 32, 70) | stretched(YARN | {"mscale": 1.3, "mscale_all_dim": 0.7, "truncate": False})
+    ),
+    "llama-linear": LlamaConfig(
+        **shape(64, 4, 2, 16, 70) | stretched({"rope_type": "linear", "factor": 3.0, "rope_theta": 10_000.0})
+    ),
+    "llama-3": LlamaConfig(
+        **shape(64, 4, 2, 16, 70)
+        | stretched(YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0})
     ),
     "llama-groups-6": LlamaConfig(**shape(84, 6, 1, None, 111), rms_norm_eps=1e-5),
     "llama-tied": LlamaConfig(**shape(64, 4, 4, 16, 100), tie_word_embeddings=True),
@@ -112,6 +132,14 @@ def without_renormalisation(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, experts=dataclasses.replace(config.experts, norm_topk_prob=False))
 
 
+def with_yarn(**changes: float) -> Callable[[ModelConfig], ModelConfig]:
+    def change(config: ModelConfig) -> ModelConfig:
+        assert isinstance(config.rope_scaling, YarnScaling)
+        return dataclasses.replace(config, rope_scaling=dataclasses.replace(config.rope_scaling, **changes))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("name", "mutation"),
     [
@@ -123,6 +151,12 @@ def without_renormalisation(config: ModelConfig) -> ModelConfig:
         ("llama-tied", "scale"),
         ("llama-tied", "rope"),
         ("qwen3-moe", "renormalisation"),
+        ("qwen2-yarn", "scaling"),
+        ("qwen3-yarn", "scaling"),
+        ("qwen3-yarn", "attention factor"),
+        ("qwen3-yarn", "written factor"),
+        ("llama-linear", "scaling"),
+        ("llama-3", "scaling"),
     ],
 )
 def test_a_forgotten_part_is_noticed(name: str, mutation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +176,12 @@ def test_a_forgotten_part_is_noticed(name: str, mutation: str, tmp_path: Path, m
         case "rope":
             turned_by = Rotary.at
             monkeypatch.setattr(Rotary, "at", lambda rotary, positions: turned_by(rotary, positions * 0))
+        case "scaling":
+            change = without(rope_scaling=None)
+        case "attention factor":
+            change = with_yarn(attention_factor=1.0)
+        case "written factor":
+            change = with_yarn(factor=2.0)
         case _:
             change = without_renormalisation
     mutated = our_logits(folder, random_ids(), kernels, change=change)

@@ -29,6 +29,7 @@ COMMANDS = [
     "cache clear",
     "bench",
     "bench engine",
+    "bench needle",
     "config",
     "config show",
     "doctor",

@@ -16,9 +16,16 @@ from qwenstack.engine.loading import CachePlan, plan_cache
 GB = 10**9
 
 
-def decide(available: int, **options: Any) -> CachePlan:
+def decide(available: int, *, trained_len: int = 32_768, yarn_from: int | None = 32_768, **options: Any) -> CachePlan:
     config = EngineConfig(model_path=Path("m"), model_name="m", **options)
-    return plan_cache(config, trained_len=32_768, bytes_per_token=12_288, weight_bytes=GB, available_bytes=available)
+    return plan_cache(
+        config,
+        trained_len=trained_len,
+        yarn_from=yarn_from,
+        bytes_per_token=12_288,
+        weight_bytes=GB,
+        available_bytes=available,
+    )
 
 
 def test_with_room_there_are_four_full_contexts() -> None:
@@ -51,6 +58,35 @@ def test_lengths_and_memory_that_contradict_are_refused() -> None:
         decide(20 * GB, kv_cache_memory_bytes=1 << 20)
 
 
+@pytest.mark.parametrize(
+    ("yarn_from", "max_model_len", "advice"),
+    [
+        (32_768, 131_072, r"at most that, or set `yarn_factor` to 4, which reaches 131072"),
+        (32_768, 32_769, r"`yarn_factor` to 2, which reaches 65536"),
+        (None, 131_072, r"Ask for at most that\.$"),
+        (32_768, 33 * 32_768, r"Ask for at most that\.$"),
+    ],
+)
+def test_a_length_beyond_the_trained_one_says_how_to_reach_it(
+    yarn_from: int | None, max_model_len: int, advice: str
+) -> None:
+    with pytest.raises(ConfigError, match=advice):
+        decide(20 * GB, yarn_from=yarn_from, max_model_len=max_model_len)
+
+
+def test_131072_tokens_of_the_default_model_fit_into_24_gigabytes() -> None:
+    plan = decide(22 * GB, trained_len=131_072, max_model_len=131_072, yarn_factor=4.0)
+    assert plan.max_model_len == 131_072
+    assert plan.num_blocks * 16 * 12_288 <= 22 * GB // 4
+    assert plan.num_blocks >= 2 * 131_072 // 16  # two such texts at once
+
+
+def test_131072_tokens_on_a_small_machine_are_refused_with_the_length_that_fits() -> None:
+    with pytest.raises(CapacityError, match=r"1\.6 GB for contexts of 131072 tokens; 2\.0 GB are free.* at most 81"):
+        decide(2 * GB, trained_len=131_072, max_model_len=131_072, yarn_factor=4.0)
+    assert decide(2 * GB, trained_len=131_072, yarn_factor=4.0).max_model_len < 82_000
+
+
 def test_an_option_that_is_none_is_named_with_those_that_are() -> None:
     options: Any = {"gpu_memory_utilization": 0.9}
     with pytest.raises(ConfigError, match=r"gpu_memory_utilization.*num_threads"):
@@ -64,7 +100,15 @@ def test_a_bare_text_is_not_a_conversation() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"isa": "sse2"}, {"kv_cache_dtype": "int4"}, {"activation_bits": 4}, {"max_num_seqs": 600}, {"num_threads": 0}],
+    [
+        {"isa": "sse2"},
+        {"kv_cache_dtype": "int4"},
+        {"activation_bits": 4},
+        {"max_num_seqs": 600},
+        {"num_threads": 0},
+        {"yarn_factor": 0.5},
+        {"yarn_factor": 64.0},
+    ],
 )
 def test_a_wrong_setting_is_refused_at_the_door(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):

@@ -1,0 +1,1 @@
+"""Measurements of what a model can do; they know it by a protocol only."""
