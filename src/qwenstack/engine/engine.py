@@ -10,16 +10,20 @@ import secrets
 from collections import deque
 from collections.abc import Sequence as SequenceOf
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from qwenstack.core.errors import CapacityError, RequestError
-from qwenstack.core.outputs import OutputDelta
-from qwenstack.core.protocols import EngineStats
+from qwenstack.core.outputs import FinishReason, OutputDelta
+from qwenstack.core.protocols import AdapterInfo, EngineStats
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.answer import AnswerStream, Release
 from qwenstack.engine.batch import build_batch
 from qwenstack.engine.block_pool import BlockPool
+from qwenstack.engine.guards import REPETITION
+from qwenstack.engine.hooks import SILENT, Journal, StepClock, StepRecorder
 from qwenstack.engine.loading import LoadedModel
 from qwenstack.engine.sampler import TokenHistory, choose_token, token_logprob, uniform_number
 from qwenstack.engine.scheduler import Plan, plan
@@ -34,9 +38,19 @@ _LOGIT_ROWS = 32
 class Engine:
     """Generates many answers at once on one loaded model."""
 
-    def __init__(self, model: LoadedModel) -> None:
-        """Take over a loaded model and its empty cache."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        journal: Journal = SILENT,
+        recorder: StepRecorder = SILENT,
+        clock: StepClock = SILENT,
+    ) -> None:
+        """Take over a loaded model and its empty cache; the others only watch."""
         self.model = model
+        self._journal = journal
+        self._recorder = recorder
+        self._clock = clock
         self._pool = BlockPool(model.kv_cache.num_blocks)
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
@@ -45,13 +59,20 @@ class Engine:
         self._num_preemptions = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
+        self._num_repetition_stops = 0
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._running or self._waiting)
 
-    def add_request(self, request_id: str, prompt_token_ids: SequenceOf[int], params: SamplingParams) -> None:
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: SequenceOf[int],
+        params: SamplingParams,
+        options: RequestOptions = RequestOptions(),
+    ) -> None:
         """Queue a request; its deltas come out of later steps.
 
         Raises:
@@ -77,11 +98,14 @@ class Engine:
                     params=params,
                     seed=seed,
                     history=TokenHistory(prompt_ids),
-                    answer=AnswerStream(self.model.tokenizer, params, max_tokens=max_tokens),
+                    answer=AnswerStream(
+                        self.model.tokenizer, params, max_tokens=max_tokens, repetition_window=config.repetition_window
+                    ),
                     prompt_logprobs=[None] if params.prompt_logprobs is not None and index == 0 else None,
                 )
             )
             self._next_key += 1
+        self._journal.admitted(self._num_steps, request_id, prompt_token_ids, params, options, seed)
 
     def abort(self, request_id: str) -> bool:
         """Forget a request in whatever state it is; its blocks are free at once. Unknown ids are fine."""
@@ -90,13 +114,17 @@ class Engine:
             self._retire(sequence)
         num_waiting = len(self._waiting)
         self._waiting = deque(sequence for sequence in self._waiting if sequence.request_id != request_id)
-        return bool(running) or len(self._waiting) < num_waiting
+        is_known = bool(running) or len(self._waiting) < num_waiting
+        if is_known:
+            self._journal.aborted(self._num_steps, request_id)
+        return is_known
 
     def step(self) -> list[OutputDelta]:
         """Compute the next tokens of as many sequences as fit, and return what is new.
 
         A failure of the computation ends the sequences of this step with an error; the engine goes on.
         """
+        self._clock.enter("plan")
         config = self.model.config
         decision = plan(
             [sequence.view() for sequence in self._running.values()],
@@ -106,16 +134,22 @@ class Engine:
             token_budget=config.max_num_batched_tokens,
             max_num_seqs=config.max_num_seqs,
         )
+        self._clock.enter("apply")
         self._apply(decision)
         self._num_steps += 1
         work = [(self._running[chunk.key], chunk.num_tokens) for chunk in decision.chunks]
+        self._recorder.computing([sequence.request_id for sequence, _ in work])
         if not work:
+            self._clock.leave()
             return []
         try:
             ready = self._compute(work)
         except Exception as error:  # noqa: BLE001 - whatever broke this batch must not end the others' service
             return [self._fail(sequence, error) for sequence, _ in work]
-        return [self._advance(sequence, logits_V) for sequence, logits_V in ready]
+        self._clock.enter("choose")
+        deltas = [self._advance(sequence, logits_V) for sequence, logits_V in ready]
+        self._clock.leave()
+        return deltas
 
     def stats(self) -> EngineStats:
         """Return counters and what is held now."""
@@ -130,7 +164,28 @@ class Engine:
             prefix_cache_queries=0,
             prefix_cache_hits=0,
             num_steps=self._num_steps,
+            num_repetition_stops=self._num_repetition_stops,
         )
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter.
+
+        Raises:
+            RequestError: always; no adapter is read here yet.
+        """
+        raise RequestError(f"The adapter {name!r} at {str(path)!r} cannot be loaded.", param="adapter")
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget a LoRA adapter.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        raise RequestError(f"There is no adapter {name!r}.", param="adapter", code="adapter_not_found")
+
+    def adapters(self) -> list[AdapterInfo]:
+        """Return the adapters that requests may name."""
+        return []
 
     def check_integrity(self) -> None:
         """Compare the block pool with what the sequences own.
@@ -204,8 +259,11 @@ class Engine:
 
     def _compute(self, work: SequenceOf[tuple[Sequence, int]]) -> list[tuple[Sequence, np.ndarray]]:
         """Run one forward pass; return the sequences that are up to date, each with the logits of its next token."""
+        self._clock.enter("build_batch")
         batch = build_batch(work, self.model.config.block_size)
+        self._clock.enter("forward")
         x_TD = self.model.decoder.forward(batch, self.model.kv_cache)
+        self._clock.enter("logits")
         ready: list[Sequence] = []
         rows: list[int] = []
         for (sequence, count), start in zip(work, batch.query_start.tolist(), strict=False):
@@ -229,7 +287,8 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - one request's choices must not end the others' service
             return self._fail(sequence, error)
         if released.finish_reason is not None:
-            self._retire(sequence)
+            self._end(sequence, released.finish_reason)
+            self._num_repetition_stops += released.stop_reason == REPETITION and released.finish_reason == "length"
         prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         return OutputDelta(
             request_id=sequence.request_id,
@@ -272,12 +331,18 @@ class Engine:
                 scored.append(token_logprob(logits_V, target, num_top))
 
     def _fail(self, sequence: Sequence, error: Exception) -> OutputDelta:
-        self._retire(sequence)
+        self._end(sequence, "error")
         return OutputDelta(
             request_id=sequence.request_id,
             index=sequence.index,
             finish_reason="error",
             error=f"{type(error).__name__}: {error}",
+        )
+
+    def _end(self, sequence: Sequence, finish_reason: FinishReason) -> None:
+        self._retire(sequence)
+        self._journal.finished(
+            self._num_steps - 1, sequence.request_id, sequence.index, sequence.output_token_ids, finish_reason
         )
 
     def _retire(self, sequence: Sequence) -> None:
