@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 
 from qwenstack.core.errors import EngineError
 from qwenstack.core.outputs import FinishReason
@@ -89,29 +90,32 @@ def replay_session(model: LoadedModel, session: Session, records: Sequence[Recor
         RequestError: a request that was taken then is refused now.
         EngineError: an adapter is not the one it was.
     """
-    found = _Ends()
+    found, expected = _Ends(), _Ends()
     engine = Engine(model, journal=found)
-    expected = _expected_ends(records)
+    known: set[str] = set()
     step = session.step
     for record in records:
         if isinstance(record, Finished):
+            if record.request_id in known:
+                expected.add(record)
             continue
-        while step < record.step and engine.has_work:
+        while engine.has_work and (step < record.step or _is_early(record, expected, found)):
             engine.step()
             step += 1
         step = max(step, record.step)  # nothing ran in between, or less than then
         _feed(engine, record)
-    while engine.has_work and any(len(found.ends[answer]) < len(ends) for answer, ends in expected.items()):
+        if isinstance(record, Admitted):
+            known.add(record.request_id)
+    while engine.has_work and not found.has_all(expected):
         engine.step()
-    differences = tuple(_compare(expected, found.ends))
-    num_expected = sum(map(len, expected.values()))
+    differences = tuple(_compare(expected, found))
     admitted = [record.request_id for record in records if isinstance(record, Admitted)]
     aborted = [record.request_id for record in records if isinstance(record, Aborted)]
     over = {record.request_id for record in records if isinstance(record, Finished | Aborted)}
     return SessionReport(
         num_steps=engine.stats().num_steps,
         num_requests=len(admitted),
-        num_equal=num_expected - len(differences),
+        num_equal=len(expected) - len(differences),
         num_aborted=len(aborted),
         num_lost=sum(request_id not in over for request_id in admitted),
         differences=differences,
@@ -119,27 +123,44 @@ def replay_session(model: LoadedModel, session: Session, records: Sequence[Recor
 
 
 class _Ends(Silent):
-    """A journal that keeps only how answers ended."""
+    """How answers ended; also a journal that keeps nothing else."""
 
     def __init__(self) -> None:
-        self.ends: defaultdict[_Answer, list[Finished]] = defaultdict(list)
+        self._ends: defaultdict[_Answer, list[Finished]] = defaultdict(list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ends.values()))
 
     def finished(
         self, step: int, request_id: str, index: int, token_ids: Sequence[int], finish_reason: FinishReason
     ) -> None:
-        end = Finished(step, request_id, index, finish_reason, len(token_ids), token_digest(token_ids))
-        self.ends[(request_id, index)].append(end)
+        self.add(Finished(step, request_id, index, finish_reason, len(token_ids), token_digest(token_ids)))
+
+    def add(self, end: Finished) -> None:
+        self._ends[(end.request_id, end.index)].append(end)
+
+    def has_all(self, others: _Ends, request_id: str | None = None) -> bool:
+        """Whether as many ends are here as in `others`, of one request or of all."""
+        return all(
+            len(self._ends[answer]) >= len(ends)
+            for answer, ends in others._ends.items()
+            if request_id in (None, answer[0])
+        )
+
+    def pairs_with(self, others: _Ends) -> Iterator[tuple[Finished, Finished | None]]:
+        """Yield each end with the one of `others`, in the order of the steps here."""
+        pairs = [
+            pair for answer, ends in self._ends.items() for pair in zip_longest(ends, others._ends[answer][: len(ends)])
+        ]
+        yield from sorted(pairs, key=lambda pair: pair[0].step)
 
 
-def _expected_ends(records: Iterable[Record]) -> dict[_Answer, list[Finished]]:
-    expected: defaultdict[_Answer, list[Finished]] = defaultdict(list)
-    admitted: set[str] = set()
-    for record in records:
-        if isinstance(record, Admitted):
-            admitted.add(record.request_id)
-        elif isinstance(record, Finished) and record.request_id in admitted:
-            expected[(record.request_id, record.index)].append(record)
-    return expected
+def _is_early(record: Record, expected: _Ends, found: _Ends) -> bool:
+    """Whether a request would be given up before those of its answers ended that had ended then.
+
+    With another number of blocks answers may come later; to cut one off would look like a difference.
+    """
+    return isinstance(record, Aborted) and not found.has_all(expected, record.request_id)
 
 
 def _feed(engine: Engine, record: Record) -> None:
@@ -167,14 +188,7 @@ def _require_digest(engine: Engine, record: AdapterLoaded) -> None:
         )
 
 
-def _compare(
-    expected: dict[_Answer, list[Finished]], found: defaultdict[_Answer, list[Finished]]
-) -> Iterator[Difference]:
-    """Yield what differs, in the order in which the answers ended then."""
-    pairs: list[tuple[Finished, Finished | None]] = []
-    for answer, ends in expected.items():
-        for number, end in enumerate(ends):
-            pairs.append((end, found[answer][number] if number < len(found[answer]) else None))
-    for then, now in sorted(pairs, key=lambda pair: pair[0].step):
+def _compare(expected: _Ends, found: _Ends) -> Iterator[Difference]:
+    for then, now in expected.pairs_with(found):
         if now is None or (now.digest, now.finish_reason) != (then.digest, then.finish_reason):
             yield Difference(request_id=then.request_id, index=then.index, expected=then, found=now)
