@@ -17,7 +17,6 @@ from typing import Annotated, Protocol
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from qwenstack.cli.bandwidth import measure_read_bandwidth
 from qwenstack.cli.loading import engine_config, fetch_model
 from qwenstack.cli.machine import describe_machine
 from qwenstack.cli.options import AsJson, Assignments, ModelArgument
@@ -147,6 +146,8 @@ def engine(
 
 def _profile_report(profiler: Profiler, num_threads: int) -> dict[str, object]:
     """Return where the time went, beside what the memory could give in the same minute."""
+    from qwenstack.cli.bandwidth import measure_read_bandwidth
+
     return {
         "profile": profiler.report(),
         "memory_bandwidth_gb_per_second": round(measure_read_bandwidth(num_threads) / 1e9, 2),

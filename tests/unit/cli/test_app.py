@@ -18,7 +18,7 @@ from qwenstack.core.errors import ConfigError, DownloadError
 SOURCES = str(Path(qwenstack.__file__).parent.parent)
 GOLDEN = Path(__file__).parent / "golden"
 UPDATES_GOLDEN = bool(os.environ.get("QWENSTACK_UPDATE_HELP"))
-COMMANDS = ["", "chat", "serve", "pull", "models", "bench", "bench engine", "config", "config show", "doctor"]
+COMMANDS = ["", "chat", "serve", "pull", "models", "bench", "bench engine", "replay", "config", "config show", "doctor"]
 
 
 def in_a_process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
