@@ -21,6 +21,7 @@ from qwenstack.cli.config import config
 from qwenstack.cli.doctor import doctor
 from qwenstack.cli.models import models
 from qwenstack.cli.pull import pull
+from qwenstack.cli.replay import replay
 from qwenstack.cli.serve import serve
 from qwenstack.core.errors import ConfigError, QwenStackError
 
@@ -42,7 +43,7 @@ def build_app() -> App:
         print_error=False,
         suppress_keyboard_interrupt=False,
     )
-    for command in (chat, serve, pull, models, cache, bench, config, doctor):
+    for command in (chat, serve, pull, models, cache, bench, replay, config, doctor):
         app.command(command)
     return app
 

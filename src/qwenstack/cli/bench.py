@@ -6,6 +6,7 @@ Prompts are random token ids, fresh in every repetition, so that no cache can an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import statistics
 import time
@@ -21,6 +22,7 @@ from qwenstack.cli.machine import describe_machine
 from qwenstack.cli.needle import needle
 from qwenstack.cli.options import AsJson, Assignments, ModelArgument
 from qwenstack.cli.output import print_json, print_table
+from qwenstack.cli.profile import Profiler, Section, print_profile
 from qwenstack.cli.settings import load_settings
 from qwenstack.core.errors import EngineError
 from qwenstack.core.outputs import OutputDelta
@@ -101,22 +103,31 @@ def engine(
     *,
     load: Load = _DEFAULT_LOAD,
     num_threads: Annotated[int | None, Parameter(help="Threads of the kernels.")] = None,
+    profile: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Show where the time goes, kernel by kernel.")
+    ] = False,
     as_json: AsJson = False,
     assignments: Assignments = (),
 ) -> None:
     """Measure how fast a model reads prompts (prefill) and writes answers (decode) in this process."""
     from qwenstack.engine.engine import Engine
-    from qwenstack.engine.loading import load_model
+    from qwenstack.engine.loading import load_model, num_cores
 
     settings = load_settings(assignments, {"model": model, "engine.num_threads": num_threads}).value
-    loaded = load_model(engine_config(settings, fetch_model(settings)))
-    stepped = Engine(loaded)
+    config = engine_config(settings, fetch_model(settings))
+    profiler = Profiler() if profile else None
+    if profiler is None:
+        loaded = load_model(config)
+        stepped = Engine(loaded)
+        run = measure
+    else:
+        loaded = load_model(config, instrument=profiler.instrument)
+        stepped = Engine(loaded, clock=profiler)
+        run = functools.partial(measure, on_section=profiler.begin)
     fresh_ids = _random_ids(random.Random(load.seed), loaded.card.vocab_size)  # noqa: S311 - prompts, not secrets
     measure(stepped, [fresh_ids(load.prompt_tokens)], max_tokens=_WARM_UP_TOKENS)
-    runs = [
-        measure(stepped, [fresh_ids(load.prompt_tokens) for _ in range(load.batch)], max_tokens=load.max_tokens)
-        for _ in range(load.repetitions)
-    ]
+    prompts = [[fresh_ids(load.prompt_tokens) for _ in range(load.batch)] for _ in range(load.repetitions)]
+    runs = [run(stepped, batch, max_tokens=load.max_tokens) for batch in prompts]
     report: dict[str, object] = {
         "model": loaded.card.id,
         "weight_format": loaded.card.weight_format,
@@ -126,12 +137,25 @@ def engine(
         **dataclasses.asdict(load),
         **summarise(runs),
         "machine": dataclasses.asdict(describe_machine()),
+        **({} if profiler is None else _profile_report(profiler, config.num_threads or num_cores())),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if as_json:
         print_json(report)
     else:
         _print_report(report)
+        if profiler is not None:
+            print_profile(report)
+
+
+def _profile_report(profiler: Profiler, num_threads: int) -> dict[str, object]:
+    """Return where the time went, beside what the memory could give in the same minute."""
+    from qwenstack.cli.bandwidth import measure_read_bandwidth
+
+    return {
+        "profile": profiler.report(),
+        "memory_bandwidth_gb_per_second": round(measure_read_bandwidth(num_threads) / 1e9, 2),
+    }
 
 
 def measure(
@@ -140,8 +164,11 @@ def measure(
     *,
     max_tokens: int,
     clock: Callable[[], float] = time.perf_counter,
+    on_section: Callable[[Section | None], None] = lambda _: None,
 ) -> Run:
     """Run prompts of equal length to their end together, and time the two phases.
+
+    `on_section` is called when one of them begins, and with None at the end.
 
     Raises:
         EngineError: the computation failed.
@@ -152,6 +179,7 @@ def measure(
         stepped.add_request(f"bench-{index}", prompt_ids, params)
     unread = {f"bench-{index}" for index in range(len(prompts))}
     all_read, decode_tokens = start, 0
+    on_section("prefill")
     while stepped.has_work:
         deltas = stepped.step()
         for delta in deltas:
@@ -160,13 +188,17 @@ def measure(
         if unread:
             unread -= {delta.request_id for delta in deltas if delta.token_ids}
             all_read = clock()
+            if not unread:
+                on_section("decode")
         else:
             decode_tokens += sum(len(delta.token_ids) for delta in deltas)
+    end = clock()
+    on_section(None)
     return Run(
         prefill_tokens=sum(map(len, prompts)),
         prefill_s=all_read - start,
         decode_tokens=decode_tokens,
-        decode_s=clock() - all_read,
+        decode_s=end - all_read,
     )
 
 

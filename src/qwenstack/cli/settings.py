@@ -47,6 +47,10 @@ class EngineSettings:
     """Answers that are generated at the same time; more wait."""
     max_num_batched_tokens: Annotated[int, Between(low=16, high=1 << 16)] = 512
     """Tokens that one step computes; a long prompt is read in pieces of this size."""
+    repetition_window: Annotated[int, Between(low=0, high=1 << 20)] = 1024
+    """An answer whose last so many tokens only repeat themselves is ended; 0: none is."""
+    journal_path: Annotated[Path, Trait.PERSONAL] | None = None
+    """File that requests are written to, so that 'qwenstack replay' can run them again; none: no journal."""
     weight_format: Literal["stored", "bfloat16", "int8"] = "stored"
     """Type of the weights in memory; stored: as in the file. int8 halves those of bfloat16 files."""
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"

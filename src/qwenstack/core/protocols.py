@@ -8,6 +8,7 @@ from typing import Protocol
 
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 
 
@@ -42,11 +43,31 @@ class EngineStats:
     prefix_cache_queries: int
     prefix_cache_hits: int
     num_steps: int
+    prefix_cache_disk_hits: int = 0
+    """Those of `prefix_cache_hits` that were read back from disk."""
+    num_draft_tokens: int = 0
+    """Tokens that were guessed ahead."""
+    num_accepted_tokens: int = 0
+    """Guesses that were the token that would have been chosen anyway."""
+    num_repetition_stops: int = 0
+    """Answers that were ended because they only repeated themselves."""
 
     @property
     def kv_cache_usage(self) -> float:
         """Share of the KV blocks in use, 0 to 1."""
         return 1.0 - self.num_blocks_free / self.num_blocks_total if self.num_blocks_total else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInfo:
+    """A LoRA adapter that requests may name."""
+
+    name: str
+    rank: int
+    """The largest rank of its matrices."""
+    num_parameters: int
+    digest: str
+    """SHA-256 of its tensors and scaling, in hexadecimal: two adapters of one digest compute the same."""
 
 
 class AsyncLLM(Protocol):
@@ -84,14 +105,20 @@ class AsyncLLM(Protocol):
         ...
 
     def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = RequestOptions(),
     ) -> AsyncGenerator[OutputDelta]:
         """Yield what each step adds, until every one of `params.n` answers has its `finish_reason`.
 
         Closing the generator cancels the request; its memory is free within one step.
 
         Raises:
-            RequestError: the prompt does not fit, holds an unknown token id, or is empty.
+            RequestError: the prompt does not fit, holds an unknown token id, or is empty; no such adapter is loaded; or
+                the request is quarantined, since it ended the engine twice.
             CapacityError: the queue is full.
             EngineError: the engine failed or stopped.
         """

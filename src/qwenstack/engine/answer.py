@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from qwenstack.core.outputs import FinishReason, TokenLogprob
 from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.guards import REPETITION, RepetitionGuard
 from qwenstack.tokenizer import StopStrings, StreamingDetokenizer, Tokenizer
 
 
@@ -36,8 +37,11 @@ class _HeldToken:
 class AnswerStream:
     """One answer on its way out."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, *, max_tokens: int) -> None:
-        """Begin an answer of at most `max_tokens` tokens."""
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, *, max_tokens: int, repetition_window: int = 0
+    ) -> None:
+        """Begin an answer of at most `max_tokens` tokens; `repetition_window` is `RepetitionGuard`'s."""
+        self._guard = RepetitionGuard(0 if params.ignore_eos else repetition_window)
         self._params = params
         self._end_ids = frozenset(params.stop_token_ids)
         self._eos_ids = frozenset[int]() if params.ignore_eos else tokenizer.eos_token_ids
@@ -66,6 +70,7 @@ class AnswerStream:
     def push(self, token_id: int, logprob: TokenLogprob | None) -> Release:
         """Take the next token and return what may be shown now."""
         self._num_tokens += 1
+        repeats = self._guard.push(token_id)
         ends = token_id in self._eos_ids or token_id in self._end_ids
         text = self._detokenizer.push(token_id)
         self._hold(token_id, logprob, text)
@@ -77,6 +82,8 @@ class AnswerStream:
             return self._finish(released, "stop", reason)
         if self._num_tokens >= self._max_tokens:
             return self._finish(released, "length", None)
+        if repeats:
+            return self._finish(released, "length", REPETITION)
         return self._release(released, None, None)
 
     def _hold(self, token_id: int, logprob: TokenLogprob | None, text: str) -> None:
@@ -107,7 +114,7 @@ class AnswerStream:
     def _release(self, text: str, reason: FinishReason | None, stop_reason: int | str | None) -> Release:
         self._num_released_chars += len(text)
         ready: list[_HeldToken] = []
-        cut_by_string = isinstance(stop_reason, str)
+        cut_by_string = reason == "stop" and isinstance(stop_reason, str)
         while self._held:
             token = self._held[0]
             if cut_by_string:

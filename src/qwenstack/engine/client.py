@@ -1,6 +1,7 @@
 """The server's end of the engine process: starts it, watches it, starts it again when it dies.
 
-Requests that were running when it died end with an `EngineError`; later ones are refused until it is back.
+Requests that were running when it died end with an `EngineError`; later ones are refused until it is back. Those that
+it was computing at that moment are suspects (`qwenstack.engine.quarantine`).
 """
 
 from __future__ import annotations
@@ -12,41 +13,55 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 
 from qwenstack.core import errors
 from qwenstack.core.errors import EngineError, QwenStackError, RequestError
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta
-from qwenstack.core.protocols import EngineStats, ModelCard
+from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
+from qwenstack.engine.flight_recorder import FlightRecorder, make_shared_memory
 from qwenstack.engine.loading import default_sampling, load_tokenizer
+from qwenstack.engine.quarantine import Quarantine, request_digest
 from qwenstack.engine.wire import (
     Abort,
+    AdapterCommand,
+    AdapterRefused,
+    Adapters,
     AskStats,
     Command,
     Deltas,
     Event,
     FrameBuffer,
+    ListAdapters,
+    LoadAdapter,
     LoadFailed,
     Ready,
     Refused,
     Start,
     StatsReply,
     Submit,
+    UnloadAdapter,
     encode_frame,
     event_decoder,
 )
 from qwenstack.hub.checkpoint import open_checkpoint
 from qwenstack.tokenizer import Tokenizer
 
+_WORKER_MODULE = "qwenstack.engine.worker"
 _READ_BYTES = 1 << 16
 _STOP_TIMEOUT_S = 1.0
 _FIRST_RESTART_DELAY_S = 0.2
 _LAST_RESTART_DELAY_S = 10.0
 _STEP_TIMEOUT_S = 60.0
 """An engine that is silent for longer is not well: a step of a large model on few cores takes seconds, not this."""
+_MAX_GIVEN_UP = 1024
+"""A step ends and obeys the aborts that came meanwhile; no more readers than this leave during one."""
 _SECRETS = frozenset({"QWENSTACK_API_KEYS", "HF_TOKEN"})
 """What the engine has no use for."""
 
@@ -71,6 +86,9 @@ class EngineClient:
         self._tokenizer = tokenizer
         self.default_sampling = sampling
         """Sampling that the model's makers recommend, by the names of `SamplingParams`."""
+        self._quarantine = Quarantine()
+        self._loaded_adapters: dict[str, Path] = {}
+        """Those that were loaded since the start, to be loaded again by the next process."""
         self._supervisor = asyncio.create_task(self._keep_alive(process))
 
     @classmethod
@@ -125,12 +143,25 @@ class EngineClient:
         return self._tokenizer.token_bytes(token_id)
 
     async def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = RequestOptions(),
     ) -> AsyncGenerator[OutputDelta]:
         """Yield what each step adds; closing the generator cancels the request."""
+        request = Submit(request_id, list(prompt_token_ids), params, options)
+        digest = request_digest(request)
+        async with self._quarantine.admit(digest), contextlib.aclosing(self._run(request, digest)) as deltas:
+            async for delta in deltas:
+                yield delta
+        self._quarantine.acquit(digest)
+
+    async def _run(self, request: Submit, digest: str) -> AsyncGenerator[OutputDelta]:
         process = self._running_process()
-        updates = process.submit(Submit(request_id, list(prompt_token_ids), params))
-        num_open = params.n
+        updates = process.submit(request, digest)
+        num_open = request.params.n
         try:
             while num_open:
                 update = await updates.get()
@@ -142,11 +173,41 @@ class EngineClient:
                 num_open -= update.finish_reason is not None
                 yield update
         finally:
-            process.forget(request_id, abort=num_open > 0)
+            process.forget(request.request_id, abort=num_open > 0)
 
     async def stats(self) -> EngineStats:
         """Return the engine's counters."""
         return await self._running_process().ask_stats()
+
+    async def load_adapter(self, name: str, path: Path) -> list[AdapterInfo]:
+        """Load a LoRA adapter, also into the engine processes to come, and return all that are loaded now.
+
+        Raises:
+            QwenStackError: it cannot be read, does not fit the model, or there is one of that name.
+            EngineError: the engine does not run.
+        """
+        adapters = await self._running_process().ask_adapters(LoadAdapter(name, path))
+        self._loaded_adapters[name] = path
+        return adapters
+
+    async def unload_adapter(self, name: str) -> list[AdapterInfo]:
+        """Forget a LoRA adapter and return those that are left.
+
+        Raises:
+            RequestError: there is none of that name, or a request uses it.
+            EngineError: the engine does not run.
+        """
+        adapters = await self._running_process().ask_adapters(UnloadAdapter(name))
+        self._loaded_adapters.pop(name, None)
+        return adapters
+
+    async def adapters(self) -> list[AdapterInfo]:
+        """Return the LoRA adapters that requests may name.
+
+        Raises:
+            EngineError: the engine does not run.
+        """
+        return await self._running_process().ask_adapters(ListAdapters())
 
     async def close(self) -> None:
         """Stop the engine process; running requests end with an `EngineError`."""
@@ -166,6 +227,7 @@ class EngineClient:
         while True:
             await process.wait_until_dead()
             self._process = None
+            self._quarantine.blame(process.fatal_digests)
             await process.stop()
             print(f"The engine process died ({process.cause_of_death}); starting it again.", file=sys.stderr)
             process = self._process = await self._start_again()
@@ -178,23 +240,44 @@ class EngineClient:
             await asyncio.sleep(delay_s)
             try:
                 process, self._card = await _EngineProcess.start(self._config)
+                await self._load_adapters_again(process)
                 return process
             except (QwenStackError, OSError) as error:
                 print(f"The engine did not start: {error}", file=sys.stderr)
                 delay_s = min(2 * delay_s, _LAST_RESTART_DELAY_S)
+
+    async def _load_adapters_again(self, process: _EngineProcess) -> None:
+        """Give a new process the adapters of the one before; what cannot be had is reported and left out."""
+        for name, path in list(self._loaded_adapters.items()):
+            try:
+                await process.ask_adapters(LoadAdapter(name, path))
+            except QwenStackError as error:
+                print(f"The adapter {name!r} was not loaded again: {error}", file=sys.stderr)
+                del self._loaded_adapters[name]
 
 
 class _EngineProcess:
     """One life of the worker."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: asyncio.subprocess.Process,
+        recorder: FlightRecorder,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self.pid = process.pid
+        self.fatal_digests: frozenset[str] = frozenset()
+        """After the process's death: the requests that it was computing then."""
+        self._recorder = recorder
+        self._digests: dict[str, str] = {}
+        """Of the requests that run, and of those given up lately, which the process may still be computing."""
+        self._given_up: deque[str] = deque()
         self._process = process
         self._writer = writer
         self._updates: dict[str, asyncio.Queue[_Update]] = {}
-        self._stats_waiters: list[asyncio.Future[EngineStats]] = []
+        self._stats_waiters: deque[asyncio.Future[EngineStats]] = deque()
+        self._adapter_waiters: deque[asyncio.Future[list[AdapterInfo]]] = deque()
         self._last_stats: EngineStats | None = None
         self._last_heard_s = time.monotonic()
         self._ready: asyncio.Future[ModelCard] = asyncio.get_running_loop().create_future()
@@ -217,19 +300,23 @@ class _EngineProcess:
     @classmethod
     async def _spawn(cls) -> _EngineProcess:
         ours, theirs = socket.socketpair()
-        with theirs:
+        memory_fd = make_shared_memory()
+        recorder = FlightRecorder(memory_fd)
+        with theirs, contextlib.ExitStack() as inherited:
+            inherited.callback(os.close, memory_fd)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",  # the folder where the server was started is not a place to import from
                 "-m",
-                "qwenstack.engine.worker",
+                _WORKER_MODULE,
                 str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
+                str(memory_fd),
+                pass_fds=[theirs.fileno(), memory_fd],
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C and signals to the group are the server's; it ends us in order
                 env=_worker_environment(),
             )
-        return cls(process, *await asyncio.open_unix_connection(sock=ours))
+        return cls(process, recorder, *await asyncio.open_unix_connection(sock=ours))
 
     @property
     def cause_of_death(self) -> str:
@@ -246,7 +333,7 @@ class _EngineProcess:
     async def wait_until_dead(self) -> None:
         await asyncio.wait([self._reading])
 
-    def submit(self, command: Submit) -> asyncio.Queue[_Update]:
+    def submit(self, command: Submit, digest: str) -> asyncio.Queue[_Update]:
         """Queue a request; the result is at most as long as the answer, since the engine owns its length."""
         if command.request_id in self._updates:
             raise RequestError(f"A request {command.request_id!r} is running already.", code="duplicate_request")
@@ -254,12 +341,19 @@ class _EngineProcess:
             raise EngineError("The engine stopped; it is being started again.")
         updates: asyncio.Queue[_Update] = asyncio.Queue()
         self._updates[command.request_id] = updates
+        self._digests[command.request_id] = digest
         self._send(command)
         return updates
 
     def forget(self, request_id: str, *, abort: bool) -> None:
-        if self._updates.pop(request_id, None) is not None and abort:
-            self._send(Abort(request_id))
+        self._updates.pop(request_id, None)
+        if not abort:
+            self._digests.pop(request_id, None)
+            return
+        self._given_up.append(request_id)
+        if len(self._given_up) > _MAX_GIVEN_UP:
+            self._digests.pop(self._given_up.popleft(), None)
+        self._send(Abort(request_id))
 
     async def ask_stats(self) -> EngineStats:
         """Return the last step's counters while the engine works, fresh ones while it is idle."""
@@ -276,6 +370,15 @@ class _EngineProcess:
         except TimeoutError as error:
             raise EngineError(f"The engine did not answer within {_STEP_TIMEOUT_S:g} s.") from error
 
+    async def ask_adapters(self, command: AdapterCommand) -> list[AdapterInfo]:
+        """Send a command about adapters; answers come in the order of the commands."""
+        if self._reading.done():
+            raise EngineError("The engine stopped; it is being started again.")
+        waiter: asyncio.Future[list[AdapterInfo]] = asyncio.get_running_loop().create_future()
+        self._adapter_waiters.append(waiter)
+        self._send(command)
+        return await waiter
+
     async def stop(self) -> None:
         self._writer.close()
         try:
@@ -287,6 +390,7 @@ class _EngineProcess:
         self._reading.cancel()
         await asyncio.wait([self._reading])
         self._ready.cancel()
+        self._recorder.close()
 
     def _send(self, command: Command) -> None:
         if not self._writer.is_closing():
@@ -301,6 +405,9 @@ class _EngineProcess:
         except ConnectionError:
             pass
         finally:
+            fatal_ids = self._recorder.read()
+            suspects = self._updates if fatal_ids is None else fatal_ids
+            self.fatal_digests = frozenset(self._digests[name] for name in suspects if name in self._digests)
             self._fail_all(
                 EngineError("The engine process stopped while it worked on this; it is being started again.")
             )
@@ -315,9 +422,17 @@ class _EngineProcess:
             case Refused(request_id, error_type, message, param, code):
                 self._deliver(request_id, _as_error(error_type, message, param, code))
             case StatsReply(stats):
-                waiter = self._stats_waiters.pop(0)
+                waiter = self._stats_waiters.popleft()
                 if not waiter.done():
                     waiter.set_result(stats)
+            case Adapters(adapters):
+                waiter = self._adapter_waiters.popleft()
+                if not waiter.done():
+                    waiter.set_result(adapters)
+            case AdapterRefused(error_type, message, param, code):
+                waiter = self._adapter_waiters.popleft()
+                if not waiter.done():
+                    waiter.set_exception(_as_error(error_type, message, param, code))
             case Ready(card):
                 self._ready.set_result(card)
             case LoadFailed(error_type, message):
@@ -331,7 +446,7 @@ class _EngineProcess:
     def _fail_all(self, error: EngineError) -> None:
         for updates in self._updates.values():
             updates.put_nowait(error)
-        for waiter in self._stats_waiters:
+        for waiter in (*self._stats_waiters, *self._adapter_waiters):
             if not waiter.done():
                 waiter.set_exception(error)
         if not self._ready.done():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from qwenstack.core.errors import ConfigError
+from qwenstack.engine.guards import MAX_PERIOD
 from qwenstack.models import WeightFormat
 
 KVCacheDtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
@@ -43,6 +44,11 @@ class EngineConfig:
     """Answers that may wait; more are refused."""
     max_num_batched_tokens: int = 512
     """Tokens one step computes: a long prompt is read in pieces of this size, beside the others' decoding."""
+    repetition_window: int = 1024
+    """An answer whose last so many tokens repeat one cycle of at most 128 is ended; 0: none is."""
+    journal_path: Path | None = None
+    """File that requests and digests of their answers are appended to, so that a session can be run again; it holds
+    prompts. None: no journal."""
     block_size: int = 16
     """Tokens a KV block holds."""
     weight_format: WeightFormat = "stored"
@@ -89,6 +95,11 @@ class EngineConfig:
             value: float | None = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"`{name}` is {value!r}; it must lie between {low} and {high}.")
+        if self.repetition_window and not 2 * MAX_PERIOD <= self.repetition_window <= 1 << 20:
+            raise ConfigError(
+                f"`repetition_window` is {self.repetition_window}; it must be 0, which turns the guard off, or lie "
+                f"between {2 * MAX_PERIOD} and {1 << 20}."
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"`max_num_batched_tokens` is {self.max_num_batched_tokens}, below `max_num_seqs` {self.max_num_seqs}: "

@@ -18,6 +18,7 @@ from qwenstack.core.protocols import EngineStats, ModelCard
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig, IsaName, KVCacheDtype
 from qwenstack.engine.engine import Engine
+from qwenstack.engine.journal import open_journal
 from qwenstack.engine.loading import default_sampling, load_model
 from qwenstack.hub.checkpoint import open_checkpoint
 from qwenstack.hub.pull import locate
@@ -43,6 +44,8 @@ class EngineOptions(TypedDict, total=False):
     kv_cache_memory_bytes: int | None
     max_num_seqs: int
     max_num_batched_tokens: int
+    repetition_window: int
+    journal_path: Path | None
     block_size: int
     weight_format: WeightFormat
     kv_cache_dtype: KVCacheDtype
@@ -82,7 +85,8 @@ class LLM:
         config = EngineConfig(
             model_path=found.path, model_name=model_name or found.name, max_num_waiting=_NO_QUEUE_LIMIT, **options
         )
-        self._engine = Engine(load_model(config))
+        loaded = load_model(config)
+        self._engine = Engine(loaded, journal=open_journal(loaded))
         self.default_sampling = default_sampling(open_checkpoint(found.path))
         """Sampling that the model's makers recommend, by the names of `SamplingParams`."""
         self._request_numbers = itertools.count()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +62,10 @@ class LoadedModel:
     """The class of each request, by the length of its prompt."""
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
-    """Open a model and make it ready.
+def load_model(
+    config: EngineConfig, *, instrument: Callable[[Kernels], Kernels] = lambda kernels: kernels
+) -> LoadedModel:
+    """Open a model and make it ready; `instrument` may wrap the kernels, to measure them.
 
     Raises:
         CheckpointError: the model is missing, damaged or of a kind that is not read here.
@@ -85,7 +87,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         weight_bytes=int(reader.num_bytes * _PACKING_OVERHEAD) + reader.conversion_bytes + _WORKING_BYTES,
         available_bytes=available_memory_bytes(),
     )
-    decoder = Decoder(model_config, reader, _load_kernels(config, precision))
+    decoder = Decoder(model_config, reader, instrument(_load_kernels(config, precision)))
     tokenizer = load_tokenizer(checkpoint)
     return LoadedModel(
         config=config,

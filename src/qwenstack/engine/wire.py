@@ -13,7 +13,8 @@ import msgspec
 
 from qwenstack.core.errors import EngineError
 from qwenstack.core.outputs import OutputDelta
-from qwenstack.core.protocols import EngineStats, ModelCard
+from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
 
@@ -34,6 +35,7 @@ class Submit(msgspec.Struct, tag=True):
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
+    options: RequestOptions = RequestOptions()
 
 
 class Abort(msgspec.Struct, tag=True):
@@ -44,6 +46,23 @@ class Abort(msgspec.Struct, tag=True):
 
 class AskStats(msgspec.Struct, tag=True):
     """Answer with a `StatsReply`."""
+
+
+class LoadAdapter(msgspec.Struct, tag=True):
+    """Load a LoRA adapter; answered with `Adapters` or `AdapterRefused`."""
+
+    name: str
+    path: Path
+
+
+class UnloadAdapter(msgspec.Struct, tag=True):
+    """Forget a LoRA adapter; answered with `Adapters` or `AdapterRefused`."""
+
+    name: str
+
+
+class ListAdapters(msgspec.Struct, tag=True):
+    """Answer with `Adapters`."""
 
 
 class Ready(msgspec.Struct, tag=True):
@@ -83,8 +102,24 @@ class StatsReply(msgspec.Struct, tag=True):
     stats: EngineStats
 
 
-Command = Start | Submit | Abort | AskStats
-Event = Ready | LoadFailed | Deltas | Refused | StatsReply
+class Adapters(msgspec.Struct, tag=True):
+    """The adapters that are loaded, after the command that this answers."""
+
+    adapters: list[AdapterInfo]
+
+
+class AdapterRefused(msgspec.Struct, tag=True):
+    """A command about adapters changed nothing."""
+
+    error_type: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+AdapterCommand = LoadAdapter | UnloadAdapter | ListAdapters
+Command = Start | Submit | Abort | AskStats | AdapterCommand
+Event = Ready | LoadFailed | Deltas | Refused | StatsReply | Adapters | AdapterRefused
 
 
 def _encode_path(value: object) -> str:

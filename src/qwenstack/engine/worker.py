@@ -1,7 +1,7 @@
 """The engine process: reads commands from a socket, steps the engine, writes what comes out.
 
-Started by `qwenstack.engine.client` as `python -m qwenstack.engine.worker FD`, in a session of its own. It ends when
-the other side closes the socket.
+Started by `qwenstack.engine.client` as `python -m qwenstack.engine.worker SOCKET MEMORY`, two inherited descriptors, in
+a session of its own. It ends when the other side closes the socket.
 """
 
 from __future__ import annotations
@@ -10,29 +10,41 @@ import select
 import socket
 import sys
 from collections import deque
+from typing import assert_never
 
-from qwenstack.core.errors import CapacityError, QwenStackError, RequestError
+from qwenstack.core.errors import CapacityError, EngineError, QwenStackError, RequestError
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.engine import Engine
+from qwenstack.engine.flight_recorder import FlightRecorder
+from qwenstack.engine.hooks import Journal
+from qwenstack.engine.journal import open_journal
 from qwenstack.engine.loading import load_model
 from qwenstack.engine.wire import (
     Abort,
+    AdapterCommand,
+    AdapterRefused,
+    Adapters,
     AskStats,
     Command,
     Deltas,
     Event,
     FrameBuffer,
+    ListAdapters,
+    LoadAdapter,
     LoadFailed,
     Ready,
     Refused,
     Start,
     StatsReply,
     Submit,
+    UnloadAdapter,
     command_decoder,
     encode_frame,
 )
 
 _READ_BYTES = 1 << 16
+_EXIT_DAMAGED = 70
+"""`EX_SOFTWARE` of sysexits.h: the engine's own books do not agree."""
 
 
 class Channel:
@@ -65,22 +77,25 @@ class Channel:
         self._socket.sendall(encode_frame(event))
 
 
-def main(fd: int) -> None:
+def main(socket_fd: int, memory_fd: int) -> None:
     """Serve one engine over an inherited socket until the other side closes it."""
-    channel = Channel(socket.socket(fileno=fd))
+    channel = Channel(socket.socket(fileno=socket_fd))
+    recorder = FlightRecorder(memory_fd)
     try:
         start = channel.receive(wait=True)
         assert isinstance(start, Start), "the first command names the model"
-        engine = _load(start.config, channel)
-        if engine is not None:
-            _serve(engine, channel)
+        worker = _load(start.config, channel, recorder)
+        if worker is not None:
+            worker.serve()
     except (EOFError, ConnectionError):
         return
 
 
-def _load(config: EngineConfig, channel: Channel) -> Engine | None:
+def _load(config: EngineConfig, channel: Channel, recorder: FlightRecorder) -> Worker | None:
     try:
-        engine = Engine(load_model(config))
+        model = load_model(config)
+        journal = open_journal(model)
+        engine = Engine(model, journal=journal, recorder=recorder)
     except QwenStackError as error:
         channel.send(LoadFailed(error_type=type(error).__name__, message=str(error)))
         return None
@@ -88,37 +103,96 @@ def _load(config: EngineConfig, channel: Channel) -> Engine | None:
         channel.send(LoadFailed(error_type="EngineError", message=f"{type(error).__name__}: {error}"))
         return None
     channel.send(Ready(card=engine.model.card))
-    return engine
+    return Worker(engine, channel, recorder, journal)
 
 
-def _serve(engine: Engine, channel: Channel) -> None:
-    while True:
-        if not engine.has_work:
-            engine.check_integrity()
-        command = channel.receive(wait=not engine.has_work)
-        while command is not None:
-            _obey(command, engine, channel)
-            command = channel.receive(wait=False)
-        if engine.has_work:
-            channel.send(Deltas(deltas=engine.step(), stats=engine.stats()))
+class Worker:
+    """Obeys commands between the steps of one engine."""
 
+    def __init__(self, engine: Engine, channel: Channel, recorder: FlightRecorder, journal: Journal) -> None:
+        """Serve an engine that tells `recorder` and `journal` already."""
+        self._engine = engine
+        self._channel = channel
+        self._recorder = recorder
+        self._journal = journal
 
-def _obey(command: Command, engine: Engine, channel: Channel) -> None:
-    match command:
-        case Submit(request_id, prompt_token_ids, params):
-            try:
-                engine.add_request(request_id, prompt_token_ids, params)
-            except RequestError as error:
-                channel.send(Refused(request_id, type(error).__name__, str(error), error.param, error.code))
-            except CapacityError as error:
-                channel.send(Refused(request_id, type(error).__name__, str(error)))
-        case Abort(request_id):
-            engine.abort(request_id)
-        case AskStats():
-            channel.send(StatsReply(stats=engine.stats()))
-        case Start():
-            raise AssertionError("the model is loaded once")
+    def serve(self) -> None:
+        """Obey and step for ever.
+
+        Raises:
+            EOFError, ConnectionError: the other side is gone.
+            SystemExit: the engine is damaged.
+        """
+        engine, channel, recorder = self._engine, self._channel, self._recorder
+        while True:
+            if not engine.has_work:
+                self._leave_if_damaged()
+            command = channel.receive(wait=not engine.has_work)
+            while command is not None:
+                self._obey(command)
+                command = channel.receive(wait=False)
+            if engine.has_work:
+                recorder.anyone()  # until the engine says whom it computes
+                deltas = engine.step()
+                recorder.nobody()
+                channel.send(Deltas(deltas=deltas, stats=engine.stats()))
+
+    def _leave_if_damaged(self) -> None:
+        """End the process where a block was lost or has two owners: the next one is clean, this one would get worse."""
+        try:
+            self._engine.check_integrity()
+        except EngineError as error:
+            print(f"The engine is damaged and stops, to be started again: {error}", file=sys.stderr, flush=True)
+            sys.exit(_EXIT_DAMAGED)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Submit():
+                self._recorder.computing([command.request_id])
+                self._submit(command)
+                self._recorder.nobody()
+            case Abort(request_id):
+                self._engine.abort(request_id)
+            case AskStats():
+                self._channel.send(StatsReply(stats=self._engine.stats()))
+            case LoadAdapter() | UnloadAdapter() | ListAdapters():
+                self._change_adapters(command)
+            case Start():
+                raise AssertionError("the model is loaded once")
+            case _:
+                assert_never(command)
+
+    def _submit(self, command: Submit) -> None:
+        try:
+            self._engine.add_request(command.request_id, command.prompt_token_ids, command.params, command.options)
+        except RequestError as error:
+            self._channel.send(Refused(command.request_id, type(error).__name__, str(error), error.param, error.code))
+        except CapacityError as error:
+            self._channel.send(Refused(command.request_id, type(error).__name__, str(error)))
+
+    def _change_adapters(self, command: AdapterCommand) -> None:
+        engine = self._engine
+        step = engine.stats().num_steps
+        try:
+            match command:
+                case LoadAdapter(name, path):
+                    engine.load_adapter(name, path)
+                    (digest,) = (adapter.digest for adapter in engine.adapters() if adapter.name == name)
+                    self._journal.adapter_loaded(step, name, path, digest)
+                case UnloadAdapter(name):
+                    engine.unload_adapter(name)
+                    self._journal.adapter_unloaded(step, name)
+                case ListAdapters():
+                    pass
+                case _:
+                    assert_never(command)
+        except RequestError as error:
+            self._channel.send(AdapterRefused(type(error).__name__, str(error), error.param, error.code))
+        except QwenStackError as error:
+            self._channel.send(AdapterRefused(type(error).__name__, str(error)))
+        else:
+            self._channel.send(Adapters(adapters=list(engine.adapters())))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -121,6 +121,18 @@ class _EngineCollector(Collector):
             ("vllm:generation_tokens", "Tokens generated.", stats.generation_tokens),
             ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
+            ("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead.", stats.num_draft_tokens),
+            ("vllm:spec_decode_num_accepted_tokens", "Guesses that were right.", stats.num_accepted_tokens),
+            (
+                "qwenstack:prefix_cache_disk_hits",
+                "Prompt tokens found in the prefix cache's files.",
+                stats.prefix_cache_disk_hits,
+            ),
+            (
+                "qwenstack:repetition_stops",
+                "Answers ended because they only repeated themselves.",
+                stats.num_repetition_stops,
+            ),
             ("qwenstack:engine_steps", "Steps of the engine.", stats.num_steps),
         )
         for name, text, value in gauges:

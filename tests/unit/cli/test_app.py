@@ -30,6 +30,7 @@ COMMANDS = [
     "bench",
     "bench engine",
     "bench needle",
+    "replay",
     "config",
     "config show",
     "doctor",

@@ -10,18 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenstack.core.errors import EngineError
+from qwenstack.core.grammar import Grammar
 from qwenstack.core.outputs import OutputDelta, TokenLogprob
-from qwenstack.core.protocols import EngineStats
+from qwenstack.core.protocols import AdapterInfo, EngineStats
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.wire import (
     MAX_FRAME_BYTES,
     Abort,
+    Adapters,
     Command,
     Deltas,
     FrameBuffer,
+    ListAdapters,
+    LoadAdapter,
     Start,
     Submit,
+    UnloadAdapter,
     command_decoder,
     encode_frame,
     event_decoder,
@@ -31,6 +37,9 @@ COMMANDS: list[Command] = [
     Start(EngineConfig(model_path=Path("/a/模型.gguf"), model_name="模型", activation_bits=16)),
     Submit("one", [1, 2, 151_664], SamplingParams(stop=["\n", "停"], logit_bias={5: -100.0}, seed=-3, logprobs=2)),
     Abort("one"),
+    LoadAdapter("法律", Path("/a/适配器")),
+    UnloadAdapter("法律"),
+    ListAdapters(),
 ]
 
 
@@ -45,12 +54,35 @@ def test_however_the_bytes_arrive_the_commands_are_the_same(sizes: list[int]) ->
         received.extend(command_decoder.decode(body) for body in buffer.feed(stream[at : at + size]))
         at += size
     assert received[0] == COMMANDS[0]
-    assert received[2] == COMMANDS[2]
+    assert received[2:] == COMMANDS[2:]
     submitted = received[1]
     assert isinstance(submitted, Submit)
     assert list(submitted.params.stop) == ["\n", "停"]
     assert submitted.params.logit_bias == {5: -100.0}
     assert submitted.params.seed == -3
+
+
+def test_a_request_keeps_its_grammar_and_its_treatment() -> None:
+    grammar = Grammar(kind="tools", source='[{"type": "function"}]', required_tool="*")
+    params = SamplingParams(grammar=grammar, thinking_budget=0)
+    options = RequestOptions(tenant="甲", priority=-7, prefix_cache=False, speculation=False, adapter="法律")
+    (body,) = FrameBuffer().feed(encode_frame(Submit("r", [1], params, options)))
+    back = command_decoder.decode(body)
+    assert isinstance(back, Submit)
+    assert (back.params.grammar, back.params.thinking_budget, back.options) == (grammar, 0, options)
+
+
+def test_a_request_without_treatment_gets_the_default() -> None:
+    (body,) = FrameBuffer().feed(encode_frame(Submit("r", [1], SamplingParams())))
+    back = command_decoder.decode(body)
+    assert isinstance(back, Submit)
+    assert (back.options, back.params.grammar) == (RequestOptions(), None)
+
+
+def test_adapters_keep_everything() -> None:
+    adapters = [AdapterInfo(name="法律", rank=8, num_parameters=540_672, digest="ab" * 32)]
+    (body,) = FrameBuffer().feed(encode_frame(Adapters(adapters)))
+    assert event_decoder.decode(body) == Adapters(adapters)
 
 
 STATS = EngineStats(

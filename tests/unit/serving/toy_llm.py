@@ -12,6 +12,7 @@ from qwenstack.core.errors import CapacityError, EngineError, RequestError
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta, TokenLogprob
 from qwenstack.core.protocols import EngineStats, ModelCard
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 
 END = 256
@@ -80,7 +81,12 @@ class ToyLLM:
         )
 
     async def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, *, request_id: str
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        options: RequestOptions = RequestOptions(),
     ) -> AsyncGenerator[OutputDelta]:
         self.seen.append(params)
         self.prompts.append(list(prompt_token_ids))

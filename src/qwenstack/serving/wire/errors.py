@@ -57,6 +57,8 @@ def answer_error(error: Exception, *, request_id: str) -> ErrorAnswer:
             return _answer(error.status, error, headers=error.headers)
         case UnknownModelError():
             return _answer(404, error)
+        case RequestError(code="quarantined"):
+            return _answer(422, error)
         case RequestError():
             return _answer(400, error)
         case ValidationFailure():

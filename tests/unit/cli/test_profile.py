@@ -1,0 +1,101 @@
+"""Where the time went: every second of a step belongs to one phase of one section."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.toy import toy_model
+
+from qwenstack.cli.bandwidth import measure_read_bandwidth
+from qwenstack.cli.bench import measure
+from qwenstack.cli.profile import Profiler, print_profile
+from qwenstack.core.weight_type import WeightType
+from qwenstack.engine.engine import Engine
+from qwenstack.kernels import ReferenceKernels
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_phases_get_the_time_until_the_next_one_and_sections_their_own_steps() -> None:
+    clock = Clock()
+    profiler = Profiler(clock)
+    for section, seconds in (("prefill", 4.0), ("decode", 1.0), ("decode", 2.0), (None, 100.0)):
+        profiler.begin(section)
+        profiler.enter("plan")
+        clock.now += 0.5
+        profiler.enter("forward")
+        clock.now += seconds
+        profiler.leave()
+        clock.now += 50.0  # between two steps
+    report = profiler.report()
+    assert report["prefill"]["phase_seconds"] == {"plan": 0.5, "forward": 4.0}
+    assert report["decode"]["phase_seconds"] == {"plan": 1.0, "forward": 3.0}
+    assert (report["prefill"]["num_steps"], report["decode"]["num_steps"]) == (1, 2)
+    assert report["decode"]["seconds"] == 4.0
+
+
+def test_kernels_are_counted_in_the_section_that_they_ran_in() -> None:
+    clock = Clock()
+
+    class Slow(ReferenceKernels):
+        def linear(self, *args: Any, **options: Any) -> None:
+            super().linear(*args, **options)
+            clock.now += 0.25
+
+    profiler = Profiler(clock)
+    kernels = profiler.instrument(Slow(8))
+    values = np.ones((8, 32), np.float32)
+    weight = SimpleNamespace(
+        name="lm_head.weight", weight_type=WeightType.F32, shape=(8, 32), data=values.view(np.uint8)
+    )
+    packed = kernels.pack([weight])
+
+    def run(num_calls: int) -> None:
+        profiler.enter("logits")
+        for _ in range(num_calls):
+            kernels.linear(np.ones((1, 32), np.float32), packed, np.empty((1, 8), np.float32))
+        clock.now += 1.0
+        profiler.leave()
+
+    run(7)  # before any section
+    profiler.begin("prefill")
+    run(1)
+    profiler.begin("decode")
+    run(2)
+    profiler.begin("prefill")
+    run(3)
+    profiler.begin(None)
+    report = profiler.report()
+    (line,) = report["prefill"]["kernels"]
+    assert line["operation"] == "linear head"
+    assert (line["num_calls"], line["seconds"], line["bytes_read"]) == (4, 1.0, 4 * packed.num_bytes)
+    assert report["prefill"]["outside_kernels_seconds"] == 2.0
+    assert report["decode"]["kernels"][0]["num_calls"] == 2
+
+
+def test_a_measured_engine_reports_its_steps_apart_and_the_report_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    profiler = Profiler()
+    engine = Engine(toy_model(max_num_batched_tokens=16), clock=profiler)
+    run = measure(engine, [[1] * 40], max_tokens=11, on_section=profiler.begin)
+    report = json.loads(json.dumps(profiler.report()))
+    assert report["prefill"]["num_steps"] == 3, "40 tokens in pieces of 16"
+    assert report["decode"]["num_steps"] == run.decode_tokens == 10
+    assert report["decode"]["seconds"] <= run.decode_s
+    assert set(report["decode"]["phase_seconds"]) == {"plan", "apply", "build_batch", "forward", "logits", "choose"}
+    print_profile({"profile": profiler.report(), "memory_bandwidth_gb_per_second": 12.5})
+    printed = capsys.readouterr().out
+    assert "phase forward" in printed
+    assert "12.5 GB/s" in printed
+
+
+def test_the_memory_is_read_at_a_speed_that_memory_has() -> None:
+    assert 1e8 < measure_read_bandwidth(1) < 1e13
