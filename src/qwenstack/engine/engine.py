@@ -77,7 +77,9 @@ class Engine:
                     params=params,
                     seed=seed,
                     history=TokenHistory(prompt_ids),
-                    answer=AnswerStream(self.model.tokenizer, params, max_tokens=max_tokens),
+                    answer=AnswerStream(
+                        self.model.tokenizer, params, max_tokens=max_tokens, prompt_token_ids=prompt_token_ids
+                    ),
                     prompt_logprobs=[None] if params.prompt_logprobs is not None and index == 0 else None,
                 )
             )
@@ -235,8 +237,12 @@ class Engine:
             request_id=sequence.request_id,
             index=sequence.index,
             text=released.text,
+            reasoning_text=released.reasoning_text,
+            tool_calls=released.tool_calls,
             token_ids=released.token_ids,
             logprobs=None if sequence.params.logprobs is None else released.logprobs,
+            num_generated_tokens=released.num_generated_tokens,
+            num_reasoning_tokens=released.num_reasoning_tokens,
             finish_reason=released.finish_reason,
             stop_reason=released.stop_reason,
             prompt_logprobs=prompt_logprobs,
@@ -244,13 +250,17 @@ class Engine:
 
     def _choose(self, sequence: Sequence, logits_V: np.ndarray) -> Release:
         params = sequence.params
-        token_id = choose_token(
-            logits_V,
-            params,
-            sequence.history,
-            forbidden_ids=sequence.answer.forbidden_ids,
-            uniform=uniform_number(sequence.seed, sequence.index, len(sequence.output_token_ids)),
-        )
+        forced_ids = sequence.answer.forced_token_ids()
+        if forced_ids:
+            token_id = forced_ids[0]
+        else:
+            token_id = choose_token(
+                logits_V,
+                params,
+                sequence.history,
+                forbidden_ids=sequence.answer.forbidden_ids,
+                uniform=uniform_number(sequence.seed, sequence.index, len(sequence.output_token_ids)),
+            )
         logprob = None if params.logprobs is None else token_logprob(logits_V, token_id, params.logprobs)
         sequence.output_token_ids.append(token_id)
         sequence.history.add(token_id)
