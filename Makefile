@@ -64,6 +64,8 @@ test-long: .venv-test/installed web ## Run the tests that take hours
 	@tools/install_chromium.sh
 	@$(DEV)/qwenstack pull smollm2-135m && $(DEV)/qwenstack pull qwen2.5-coder-0.5b
 	QWENSTACK_FUZZ_SECONDS=1800 QWENSTACK_FUZZ_SEED=0 $(DEV)/python -m pytest tests/fuzz --timeout 4000
+	QWENSTACK_PARSER_CASES=20000 $(DEV)/python -m pytest tests/unit/engine/test_output_parser.py \
+	    tests/unit/engine/test_answer.py --timeout 4000
 
 lint: .venv-test/installed ## Check format, style, types, import contracts and spelling
 	$(DEV)/ruff format --check .

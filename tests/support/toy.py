@@ -17,6 +17,7 @@ from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.loading import LoadedModel
 from qwenstack.engine.precision import PrecisionPolicy
 from qwenstack.models import KVCache, PackedBatch
+from qwenstack.tokenizer import ChatMarkers
 
 VOCABULARY = 64
 EOS = 63
@@ -32,12 +33,20 @@ class ToyTokenizer:
 
     vocab_size = VOCABULARY
     eos_token_ids = frozenset({EOS})
+    bos_token_id = None
+    chat_markers = ChatMarkers()
 
     def token_bytes(self, token_id: int) -> bytes:
         return _PIECES[token_id]
 
     def is_special(self, token_id: int) -> bool:
         return token_id == EOS
+
+    def id_of_added(self, text: str) -> int | None:
+        return None
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return b"".join(self.token_bytes(token_id) for token_id in token_ids).decode(errors="replace")
 
     def encode(self, text: str) -> list[int]:
         return [_PIECES.index(character.encode()) for character in text]

@@ -46,8 +46,13 @@ class OutputDelta:
     """Of the thinking before the answer, without its marks."""
     tool_calls: Sequence[ToolCallDelta] = ()
     token_ids: Sequence[int] = ()
+    """Of what this delta releases; fewer than were generated where a stop string cut some away."""
     logprobs: Sequence[TokenLogprob] | None = None
     """One for each of `token_ids`, where asked for."""
+    num_generated_tokens: int = 0
+    """Tokens that this step added to the answer, whether or not their text is shown."""
+    num_reasoning_tokens: int = 0
+    """Those of them that were spent on thinking, without its marks."""
     finish_reason: FinishReason | None = None
     """Set on the last delta of an answer."""
     stop_reason: int | str | None = None
@@ -61,20 +66,55 @@ class OutputDelta:
 
 
 @dataclass(slots=True, kw_only=True)
+class GeneratedToolCall:
+    """A tool call as the model wrote it."""
+
+    name: str = ""
+    arguments: str = ""
+    """JSON; the model's own words, so it may be invalid, and where the answer was cut off it is unfinished."""
+
+
+@dataclass(slots=True, kw_only=True)
 class CompletionOutput:
-    """One finished answer."""
+    """One answer, finished once it has its `finish_reason`."""
 
     index: int
     text: str = ""
+    reasoning_text: str = ""
+    tool_calls: list[GeneratedToolCall] = field(default_factory=list[GeneratedToolCall])
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[TokenLogprob] | None = None
+    num_generated_tokens: int = 0
+    num_reasoning_tokens: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+
+    def add(self, delta: OutputDelta) -> None:
+        """Add what one step gave to this answer."""
+        self.text += delta.text
+        self.reasoning_text += delta.reasoning_text
+        for call in delta.tool_calls:
+            self._add_call(call)
+        self.token_ids.extend(delta.token_ids)
+        if delta.logprobs is not None:
+            self.logprobs = [] if self.logprobs is None else self.logprobs
+            self.logprobs.extend(delta.logprobs)
+        self.num_generated_tokens += delta.num_generated_tokens
+        self.num_reasoning_tokens += delta.num_reasoning_tokens
+        if delta.finish_reason is not None:
+            self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+
+    def _add_call(self, delta: ToolCallDelta) -> None:
+        if delta.index == len(self.tool_calls):
+            self.tool_calls.append(GeneratedToolCall())
+        call = self.tool_calls[delta.index]
+        call.name = call.name if delta.name is None else delta.name
+        call.arguments += delta.arguments
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
-    """A finished request: its prompt and its `n` answers."""
+    """A request: its prompt and its `n` answers."""
 
     request_id: str
     prompt: str | None
@@ -83,3 +123,10 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     prompt_logprobs: Sequence[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
+
+    def add(self, delta: OutputDelta) -> None:
+        """Add what one step gave to one of the answers."""
+        self.outputs[delta.index].add(delta)
+        self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs

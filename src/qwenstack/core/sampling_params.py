@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from qwenstack.core.errors import RequestError
 from qwenstack.core.grammar import Grammar
+
+OutputFormat = Literal["text", "thinking", "chat"]
+"""How an answer is taken apart. `text`: not at all; `thinking`: thinking is kept apart from the answer's text; `chat`: tool
+calls too."""
 
 MAX_N = 8
 MAX_STOP_STRINGS = 16
@@ -45,7 +50,8 @@ class SamplingParams:
     min_tokens: int = 0
     """No end-of-sequence token and no stop string before this many new tokens."""
     stop: str | Sequence[str] = ()
-    """String or strings that end the generation; they are not part of the text."""
+    """String or strings that end the generation; they are not part of the text. They are looked for in the text alone, so
+    not in what `output_format` keeps apart from it."""
     stop_token_ids: Sequence[int] = ()
     """Token ids that end the generation, besides the model's own."""
     ignore_eos: bool = False
@@ -61,6 +67,8 @@ class SamplingParams:
     """The same for the tokens of the prompt."""
     skip_special_tokens: bool = True
     """Leave control tokens out of the text."""
+    output_format: OutputFormat = "text"
+    """What of the answer is kept apart from its text."""
     grammar: Grammar | None = None
     """What the text of the answer must look like."""
     thinking_budget: int | None = None
@@ -95,6 +103,8 @@ class SamplingParams:
                 _check_integer(name, count, 0, MAX_LOGPROBS)
         if self.thinking_budget is not None:
             _check_integer("thinking_budget", self.thinking_budget, 0, 1 << 30)
+        if self.output_format not in get_args(OutputFormat):
+            raise _out_of_range("output_format", self.output_format, f"one of {', '.join(get_args(OutputFormat))}")
         self._check_stop()
         self._check_logit_bias()
 

@@ -11,32 +11,45 @@ that is chosen anyway.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from qwenstack.core.errors import CapacityError, RequestError
-from qwenstack.core.outputs import OutputDelta
-from qwenstack.core.protocols import EngineStats
+from qwenstack.core.outputs import FinishReason, OutputDelta, failed_delta
+from qwenstack.core.protocols import AdapterInfo, EngineStats
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.adapters import AdapterSet
 from qwenstack.engine.answer import AnswerStream, Release
 from qwenstack.engine.batch import Work, build_batch
+from qwenstack.engine.grammar import GrammarCompiler, TokenConstraint
+from qwenstack.engine.guards import REPETITION
+from qwenstack.engine.hooks import SILENT, Journal, StepClock, StepRecorder
 from qwenstack.engine.kv_blocks import BlockStore, KVBlocks
 from qwenstack.engine.loading import LoadedModel
+from qwenstack.engine.prefix_roots import PrefixRoots
 from qwenstack.engine.request_check import check_request
 from qwenstack.engine.sampler import TokenHistory, choose_token, token_logprob, uniform_number
 from qwenstack.engine.scheduler import Plan, SequenceView, plan
 from qwenstack.engine.sequence import Sequence
 from qwenstack.engine.speculation import DraftRequest, Speculator
 from qwenstack.engine.waiting_queue import ServedTokens, WaitingQueue, aged_priority
+from qwenstack.kernels import ActivationBits
+from qwenstack.models import LoraAdapter
 
 _LOGIT_ROWS = 32
 """Rows of prompt logits held at a time: 32 x 152k float32 are 19 MB."""
 _NO_OPTIONS = RequestOptions()
+MAX_DRAFTS = 16
+"""Guesses checked in one step for one sequence: with more, the last ones are hardly ever right."""
+_COMPILE_WAIT_S = 0.05
+"""How long a step with nothing else to do waits for a grammar, so that whoever calls steps can do other things too."""
 
 Item = TypeVar("Item")
 
@@ -51,20 +64,50 @@ class _Counts:
     generation_tokens: int = 0
     cache_queries: int = 0
     cache_hits: int = 0
+    disk_hits: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    repetition_stops: int = 0
 
 
 class Engine:
     """Generates many answers at once on one loaded model."""
 
     def __init__(
-        self, model: LoadedModel, *, speculator: Speculator | None = None, store: BlockStore | None = None
+        self,
+        model: LoadedModel,
+        *,
+        roots: PrefixRoots | None = None,
+        store: BlockStore | None = None,
+        speculator: Speculator | None = None,
+        adapters: AdapterSet | None = None,
+        grammars: GrammarCompiler | None = None,
+        journal: Journal = SILENT,
+        recorder: StepRecorder = SILENT,
+        clock: StepClock = SILENT,
     ) -> None:
-        """Take over a loaded model and its empty cache."""
+        """Take over a loaded model and its empty cache.
+
+        Args:
+            model: what computes.
+            roots: names of cached prefixes that other processes give too; None: names of this engine alone.
+            store: where cached blocks outlive the memory; needs `roots`.
+            speculator: guesses tokens ahead; None: nobody does.
+            adapters: LoRA adapters that requests may name; None: there are none.
+            grammars: compiles what answers must look like; None: it is made when first needed.
+            journal: is told what comes and goes.
+            recorder: is told who is computed.
+            clock: measures the parts of a step.
+        """
+        assert store is None or roots is not None, "blocks of a name that no other process gives are no use on a disk"
         self.model = model
+        self._roots = roots or PrefixRoots.of_one_process()
         self._blocks = KVBlocks(model.kv_cache, store)
         self._speculator = speculator
+        self._adapters = adapters
+        self._grammars = grammars or GrammarCompiler(model.tokenizer)
+        self._journal, self._recorder, self._clock = journal, recorder, clock
+        self._compiling: dict[int, Sequence] = {}
         self._waiting = WaitingQueue()
         self._running: dict[int, Sequence] = {}
         self._requests: dict[str, list[Sequence]] = {}
@@ -75,7 +118,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._running or self._waiting)
+        return bool(self._requests)
 
     def add_request(
         self,
@@ -97,34 +140,46 @@ class Engine:
         self._check_places(params.n)
         seed = params.seed if params.seed is not None else secrets.randbits(62)
         prompt_ids = np.unique(np.asarray(prompt_token_ids, np.int64))
+        activation_bits = self.model.precision.choose(len(prompt_token_ids))
         answers: list[Sequence] = []
         for index in range(params.n):
-            sequence = Sequence(
-                key=self._next_key,
-                request_id=request_id,
-                index=index,
+            answer = AnswerStream(
+                self.model.tokenizer,
+                params,
+                max_tokens=max_tokens,
                 prompt_token_ids=prompt_token_ids,
-                params=params,
-                options=options,
-                seed=seed,
-                history=TokenHistory(prompt_ids),
-                answer=AnswerStream(self.model.tokenizer, params, max_tokens=max_tokens),
-                root_key=self._root_key(options),
-                arrival_step=self._counts.steps,
-                leader=answers[0] if answers and options.prefix_cache else None,
-                prompt_logprobs=[None] if params.prompt_logprobs is not None and index == 0 else None,
+                repetition_window=self.model.config.repetition_window,
             )
-            self._next_key += 1
-            answers.append(sequence)
-            self._waiting.append(sequence)
-            self._served.arrive(options.tenant)
-        self._requests[request_id] = answers
+            adapter = self._adapter_of(options)
+            answers.append(
+                Sequence(
+                    key=self._next_key + index,
+                    request_id=request_id,
+                    index=index,
+                    prompt_token_ids=prompt_token_ids,
+                    params=params,
+                    options=options,
+                    seed=seed,
+                    history=TokenHistory(prompt_ids),
+                    answer=answer,
+                    adapter=adapter,
+                    activation_bits=activation_bits,
+                    root_key=self._roots.of(options.tenant, adapter.digest if adapter else None, activation_bits),
+                    arrival_step=self._counts.steps,
+                    leader=answers[0] if answers and options.prefix_cache else None,
+                    prompt_logprobs=[None] if params.prompt_logprobs is not None and index == 0 else None,
+                )
+            )
+        self._take_in(answers)
+        self._journal.admitted(self._counts.steps, request_id, prompt_token_ids, params, options, seed)
 
     def abort(self, request_id: str) -> bool:
         """Forget a request in whatever state it is; its blocks are free at once. Unknown ids are fine."""
         answers = tuple(self._requests.get(request_id, ()))
         for sequence in answers:
             self._retire(sequence)
+        if answers:
+            self._journal.aborted(self._counts.steps, request_id)
         return bool(answers)
 
     def step(self) -> list[OutputDelta]:
@@ -132,27 +187,61 @@ class Engine:
 
         A failure of the computation ends the sequences of this step with an error; the engine goes on.
         """
+        self._clock.enter("plan")
+        deltas = self._take_compiled()
         drafts = self._guess()
         decision = self._plan(drafts)
+        self._clock.enter("apply")
         self._apply(decision)
         self._counts.steps += 1
         work = [
             Work(self._running[chunk.key], chunk.num_tokens, tuple(drafts.get(chunk.key, ())[: chunk.num_drafts]))
             for chunk in decision.chunks
         ]
-        if not work:
-            return []
-        try:
-            computed = self._compute(work)
-        except Exception as error:  # noqa: BLE001 - whatever broke this batch must not end the others' service
-            return [self._fail(item.sequence, error) for item in work]
-        return [self._advance(item, logits_RV) for item, logits_RV in computed]
+        self._recorder.computing([item.sequence.request_id for item in work])
+        for batch in _batches(work):
+            deltas.extend(self._run(batch))
+        self._clock.leave()
+        if not work and self._compiling:
+            self._grammars.wait_for_one(_COMPILE_WAIT_S)
+        return deltas
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a PEFT folder; later requests may name it.
+
+        Raises:
+            ConfigError: the name cannot be one.
+            ModelFormatError: the folder holds no adapter for this model.
+            CapacityError: there are too many adapters.
+        """
+        if self._adapters is None:
+            raise CapacityError("This engine was started without room for adapters.")
+        self._adapters.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that use it run to their end.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        if self._adapters is None:
+            raise _no_adapter(name)
+        self._adapters.unload(name)
+
+    def adapters(self) -> list[AdapterInfo]:
+        """Return the adapters that requests may name."""
+        return [] if self._adapters is None else self._adapters.infos()
+
+    def close(self) -> None:
+        """Stop what runs beside the engine; what the disk has not taken yet is lost."""
+        self._grammars.close()
+        self._blocks.close()
 
     def stats(self) -> EngineStats:
         """Return counters and what is held now."""
         return EngineStats(
             num_requests_running=len(self._running),
-            num_requests_waiting=len(self._waiting),
+            num_requests_waiting=len(self._waiting) + len(self._compiling),
             num_blocks_total=self._blocks.num_total,
             num_blocks_free=self._blocks.num_available,
             num_preemptions=self._counts.preemptions,
@@ -161,6 +250,10 @@ class Engine:
             prefix_cache_queries=self._counts.cache_queries,
             prefix_cache_hits=self._counts.cache_hits,
             num_steps=self._counts.steps,
+            prefix_cache_disk_hits=self._counts.disk_hits,
+            num_draft_tokens=self._counts.draft_tokens,
+            num_accepted_tokens=self._counts.accepted_tokens,
+            num_repetition_stops=self._counts.repetition_stops,
         )
 
     def check_integrity(self) -> None:
@@ -176,32 +269,75 @@ class Engine:
         places = config.max_num_waiting + config.max_num_seqs
         if num_answers > places:
             raise RequestError(f"`n` is {num_answers}; this server takes {places} answers in all.", param="n")
-        if num_answers > places - len(self._running) - len(self._waiting):
-            raise CapacityError(f"{len(self._waiting)} answers are waiting already; try again in a moment.")
+        num_here = len(self._running) + len(self._waiting) + len(self._compiling)
+        if num_answers > places - num_here:
+            raise CapacityError(f"{num_here - len(self._running)} answers are waiting already; try again in a moment.")
 
-    def _root_key(self, options: RequestOptions) -> bytes:
-        return options.tenant.encode()
+    def _adapter_of(self, options: RequestOptions) -> LoraAdapter | None:
+        if options.adapter is None:
+            return None
+        if self._adapters is None:
+            raise _no_adapter(options.adapter)
+        return self._adapters.get(options.adapter)
+
+    def _take_in(self, answers: list[Sequence]) -> None:
+        """Queue the answers of a request, those with a grammar behind its compilation; all of them or none."""
+        grammar = answers[0].params.grammar
+        if grammar is not None:
+            for sequence in answers:
+                self._grammars.begin(sequence.key, grammar)
+        for sequence in answers:
+            if grammar is None:
+                self._waiting.append(sequence)
+            else:
+                self._compiling[sequence.key] = sequence
+            self._served.arrive(sequence.options.tenant)
+            if sequence.adapter is not None and self._adapters is not None:
+                self._adapters.hold(sequence.adapter)
+        self._requests[answers[0].request_id] = answers
+        self._next_key += len(answers)
+
+    def _take_compiled(self) -> list[OutputDelta]:
+        """Queue those whose grammar is ready; return the ends of those whose grammar cannot be used."""
+        failed: list[OutputDelta] = []
+        if not self._compiling:
+            return failed
+        for key, compiled in self._grammars.poll():
+            sequence = self._compiling[key]
+            if isinstance(compiled, TokenConstraint):
+                del self._compiling[key]
+                sequence.constraint = compiled
+                self._waiting.append(sequence)
+            else:
+                failed.append(self._fail(sequence, compiled))
+        return failed
 
     # ---- deciding ----
 
     def _guess(self) -> dict[int, list[int]]:
-        """Return guesses of the next tokens of those that decode, by key."""
-        if self._speculator is None:
-            return {}
-        requests = [
-            DraftRequest(
-                key=sequence.key,
-                prompt_token_ids=sequence.prompt_token_ids,
-                output_token_ids=sequence.output_token_ids,
-                limit=limit,
+        """Return tokens that will probably follow in those that decode, by key: what must follow, or what a guess says."""
+        drafts: dict[int, list[int]] = {}
+        requests: list[DraftRequest] = []
+        for sequence in self._running.values():
+            if not (sequence.is_decoding and sequence.options.speculation):
+                continue
+            limit = min(sequence.answer.num_tokens_left, MAX_DRAFTS + 1) - 1
+            must_follow = sequence.foreseen_token_ids(limit)
+            if must_follow:
+                drafts[sequence.key] = must_follow
+                limit = 0  # still asked, because the cost of a step depends on how many run
+            requests.append(
+                DraftRequest(
+                    key=sequence.key,
+                    prompt_token_ids=sequence.prompt_token_ids,
+                    output_token_ids=sequence.output_token_ids,
+                    limit=limit,
+                )
             )
-            for sequence in self._running.values()
-            if sequence.is_decoding
-            and sequence.options.speculation
-            and (limit := sequence.answer.num_tokens_left - 1) > 0
-        ]
-        guesses = self._speculator.propose(requests)
-        return {request.key: guess for request, guess in zip(requests, guesses, strict=True)}
+        if self._speculator is not None:
+            guesses = self._speculator.propose(requests)
+            drafts |= {request.key: guess for request, guess in zip(requests, guesses, strict=True) if guess}
+        return drafts
 
     def _plan(self, drafts: dict[int, list[int]]) -> Plan:
         config = self.model.config
@@ -251,7 +387,9 @@ class Engine:
             self._seat(self._waiting.take(key))
         for restore in decision.restores:
             sequence = self._running[restore.key]
-            self._note_cached(sequence, self._blocks.restore(sequence, restore.num_blocks))
+            num_tokens = self._blocks.restore(sequence, restore.num_blocks)
+            self._counts.disk_hits += num_tokens
+            self._note_cached(sequence, num_tokens)
         for chunk in decision.chunks:
             self._blocks.give(self._running[chunk.key], chunk.num_new_blocks)
 
@@ -278,13 +416,25 @@ class Engine:
 
     # ---- computing ----
 
+    def _run(self, work: SequenceOf[Work]) -> list[OutputDelta]:
+        """Compute one batch and choose its tokens."""
+        try:
+            computed = self._compute(work)
+        except Exception as error:  # noqa: BLE001 - whatever broke this batch must not end the others' service
+            return [self._fail(item.sequence, error) for item in work]
+        self._clock.enter("choose")
+        return [self._advance(item, logits_RV) for item, logits_RV in computed]
+
     def _compute(self, work: SequenceOf[Work]) -> list[tuple[Work, np.ndarray]]:
         """Run one forward pass.
 
         Returns each sequence that is up to date with the logits of its next token, then those after each of its drafts.
         """
+        self._clock.enter("build_batch")
         batch = build_batch(work, self._blocks.block_size)
+        self._clock.enter("forward")
         x_TD = self.model.decoder.forward(batch, self.model.kv_cache)
+        self._clock.enter("logits")
         ready: list[Work] = []
         rows: list[int] = []
         for item, start in zip(work, batch.query_start.tolist(), strict=False):
@@ -301,9 +451,13 @@ class Engine:
                 rows.extend(range(end - 1, end + len(item.drafts)))
         if not ready:
             return []
-        logits_RV = self.model.decoder.logits(x_TD[rows])[:, : self.model.card.vocab_size]
+        logits_RV = self._logits(x_TD[rows], work[0].sequence.activation_bits)
         ends = np.cumsum([1 + len(item.drafts) for item in ready])
         return list(zip(ready, np.split(logits_RV, ends[:-1]), strict=True))
+
+    def _logits(self, x_RD: np.ndarray, activation_bits: ActivationBits) -> np.ndarray:
+        """Return the logits of the vocabulary's own rows; those beyond are padding."""
+        return self.model.decoder.logits(x_RD, activation_bits)[:, : self.model.card.vocab_size]
 
     def _score_prompt(self, sequence: Sequence, x_TD: np.ndarray) -> None:
         """Score the prompt tokens that follow the rows just computed, a few rows of logits at a time."""
@@ -314,9 +468,9 @@ class Engine:
         end = min(first_row + len(x_TD) + 1, len(sequence.prompt_token_ids))
         for start in range(len(scored), end, _LOGIT_ROWS):
             stop = min(start + _LOGIT_ROWS, end)
-            logits_RV = self.model.decoder.logits(x_TD[start - 1 - first_row : stop - 1 - first_row])
+            logits_RV = self._logits(x_TD[start - 1 - first_row : stop - 1 - first_row], sequence.activation_bits)
             targets = sequence.prompt_token_ids[start:stop]
-            for logits_V, target in zip(logits_RV[:, : self.model.card.vocab_size], targets, strict=True):
+            for logits_V, target in zip(logits_RV, targets, strict=True):
                 scored.append(token_logprob(logits_V, target, num_top))
 
     # ---- choosing ----
@@ -332,14 +486,19 @@ class Engine:
         self._blocks.note_computed(sequence)
         last = releases[-1]
         if last.finish_reason is not None:
-            self._retire(sequence)
+            self._end(sequence, last.finish_reason)
+            self._counts.repetition_stops += (last.finish_reason, last.stop_reason) == ("length", REPETITION)
         prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         return OutputDelta(
             request_id=sequence.request_id,
             index=sequence.index,
             text="".join(release.text for release in releases),
+            reasoning_text="".join(release.reasoning_text for release in releases),
+            tool_calls=_joined(release.tool_calls for release in releases),
             token_ids=_joined(release.token_ids for release in releases),
             logprobs=None if sequence.params.logprobs is None else _joined(release.logprobs for release in releases),
+            num_generated_tokens=sum(release.num_generated_tokens for release in releases),
+            num_reasoning_tokens=sum(release.num_reasoning_tokens for release in releases),
             finish_reason=last.finish_reason,
             stop_reason=last.stop_reason,
             num_cached_tokens=sequence.num_cached_tokens or 0,
@@ -353,47 +512,59 @@ class Engine:
         for row, logits_V in enumerate(logits_RV):
             if not np.isfinite(logits_V.max()):
                 raise ArithmeticError("the model gave logits that are not numbers")
-            token_id, release = self._choose(sequence, logits_V)
-            releases.append(release)
-            if release.finish_reason is not None or row == len(work.drafts) or token_id != work.drafts[row]:
+            token_id = self._choose(sequence, logits_V)
+            params = sequence.params
+            logprob = None if params.logprobs is None else token_logprob(logits_V, token_id, params.logprobs)
+            releases.append(sequence.push(token_id, logprob))
+            self._counts.generation_tokens += 1
+            if releases[-1].finish_reason is not None or row == len(work.drafts) or token_id != work.drafts[row]:
                 break
             num_accepted += 1
         sequence.num_computed_tokens += num_accepted
-        if work.drafts and self._speculator is not None:
-            self._counts.draft_tokens += len(work.drafts)
-            self._counts.accepted_tokens += num_accepted
-            self._speculator.observe(sequence.key, num_drafts=len(work.drafts), num_accepted=num_accepted)
+        self._counts.draft_tokens += len(work.drafts)
+        self._counts.accepted_tokens += num_accepted
         return releases
 
-    def _choose(self, sequence: Sequence, logits_V: np.ndarray) -> tuple[int, Release]:
-        params = sequence.params
-        token_id = choose_token(
+    def _choose(self, sequence: Sequence, logits_V: np.ndarray) -> int:
+        """Return the next token: the one that has to come, or one of those that the grammar leaves."""
+        answer, constraint = sequence.answer, sequence.active_constraint
+        forced_ids = answer.forced_token_ids()
+        if forced_ids:
+            return forced_ids[0]
+        forbidden_ids = answer.forbidden_ids
+        if constraint is not None:
+            beside = list(answer.ids_beside_grammar)
+            masked_V = constraint.mask_logits(logits_V)
+            masked_V[beside] = logits_V[beside]
+            logits_V = masked_V
+            forbidden_ids = () if constraint.must_end else forbidden_ids
+        return choose_token(
             logits_V,
-            params,
+            sequence.params,
             sequence.history,
-            forbidden_ids=sequence.answer.forbidden_ids,
+            forbidden_ids=forbidden_ids,
             uniform=uniform_number(sequence.seed, sequence.index, len(sequence.output_token_ids)),
         )
-        logprob = None if params.logprobs is None else token_logprob(logits_V, token_id, params.logprobs)
-        sequence.output_token_ids.append(token_id)
-        sequence.history.add(token_id)
-        self._counts.generation_tokens += 1
-        return token_id, sequence.answer.push(token_id, logprob)
 
     # ---- ending ----
 
     def _fail(self, sequence: Sequence, error: Exception) -> OutputDelta:
+        self._end(sequence, "error")
+        return failed_delta(sequence.request_id, sequence.index, error)
+
+    def _end(self, sequence: Sequence, finish_reason: FinishReason) -> None:
         self._retire(sequence)
-        return OutputDelta(
-            request_id=sequence.request_id,
-            index=sequence.index,
-            finish_reason="error",
-            error=f"{type(error).__name__}: {error}",
+        self._journal.finished(
+            self._counts.steps - 1, sequence.request_id, sequence.index, sequence.output_token_ids, finish_reason
         )
 
     def _retire(self, sequence: Sequence) -> None:
+        """Take a sequence out of whatever state it is in, and back all that it holds."""
         if self._running.pop(sequence.key, None) is None:
-            self._waiting.take(sequence.key)
+            if self._compiling.pop(sequence.key, None) is None:
+                self._waiting.take(sequence.key)
+            else:
+                self._grammars.cancel(sequence.key)
         self._blocks.release(sequence)
         answers = self._requests[sequence.request_id]
         answers.remove(sequence)
@@ -402,8 +573,27 @@ class Engine:
         if not answers:
             del self._requests[sequence.request_id]
         self._served.leave(sequence.options.tenant)
+        if self._adapters is not None and sequence.adapter is not None:
+            self._adapters.release(sequence.adapter)
         if self._speculator is not None:
             self._speculator.forget(sequence.key)
+
+
+def _batches(work: SequenceOf[Work]) -> Iterator[list[Work]]:
+    """Yield what one forward pass can compute: one precision each, equal adapters side by side."""
+
+    def precision(item: Work) -> int:
+        return item.sequence.activation_bits
+
+    def adapter(item: Work) -> str:
+        return item.sequence.adapter.digest if item.sequence.adapter else ""
+
+    for _, batch in groupby(sorted(work, key=precision), key=precision):
+        yield sorted(batch, key=adapter)
+
+
+def _no_adapter(name: str) -> RequestError:
+    return RequestError(f"There is no adapter {name[:64]!r} here.", param="model", code="model_not_found")
 
 
 def _joined(parts: Iterable[SequenceOf[Item]]) -> tuple[Item, ...]:

@@ -196,7 +196,7 @@ class LLM:
             while self._engine.has_work:
                 for delta in self._engine.step():
                     _raise_if_failed(delta)
-                    _add_delta(outputs[delta.request_id], delta)
+                    outputs[delta.request_id].add(delta)
         except BaseException:
             for request_id in submitted:
                 self._engine.abort(request_id)
@@ -240,16 +240,3 @@ def _one_each(
 def _raise_if_failed(delta: OutputDelta) -> None:
     if delta.finish_reason == "error":
         raise EngineError(delta.error or "The computation failed.")
-
-
-def _add_delta(output: RequestOutput, delta: OutputDelta) -> None:
-    answer = output.outputs[delta.index]
-    answer.text += delta.text
-    answer.token_ids.extend(delta.token_ids)
-    if delta.logprobs is not None:
-        answer.logprobs = [*(answer.logprobs or []), *delta.logprobs]
-    if delta.finish_reason is not None:
-        answer.finish_reason = delta.finish_reason
-        answer.stop_reason = delta.stop_reason
-    if delta.prompt_logprobs is not None:
-        output.prompt_logprobs = delta.prompt_logprobs

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from qwenstack.core.outputs import TokenLogprob
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
-from qwenstack.engine.answer import AnswerStream
+from qwenstack.engine.answer import AnswerStream, Release
 from qwenstack.engine.cache_key import child_key
+from qwenstack.engine.grammar import TokenConstraint
 from qwenstack.engine.sampler import TokenHistory
+from qwenstack.kernels import ActivationBits
+from qwenstack.models import LoraAdapter
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -27,9 +30,14 @@ class Sequence:
     seed: int
     history: TokenHistory
     answer: AnswerStream
+    adapter: LoraAdapter | None
+    activation_bits: ActivationBits
+    """How finely it is computed, fixed when it arrived."""
     root_key: bytes
     """What its first block's key is chained to: all that decides keys and values besides the tokens."""
     arrival_step: int
+    constraint: TokenConstraint | None = None
+    """What its grammar allows next."""
     leader: Sequence | None = None
     """Another answer to the same prompt, whose prefix this one waits to share."""
     priority: int = 0
@@ -75,6 +83,28 @@ class Sequence:
     def shares_prefix(self) -> bool:
         """Whether it may use cached keys and values; scores of a prompt need every row computed."""
         return self.options.prefix_cache and self.params.prompt_logprobs is None
+
+    @property
+    def active_constraint(self) -> TokenConstraint | None:
+        """The grammar, where it has a say: not while the model thinks."""
+        return None if self.answer.is_thinking else self.constraint
+
+    def foreseen_token_ids(self, limit: int) -> list[int]:
+        """Return at most `limit` tokens that are bound to follow, or nearly so: forced ones, or a grammar's only way."""
+        forced_ids = self.answer.forced_token_ids()
+        if forced_ids:
+            return list(forced_ids[:limit])
+        constraint = self.active_constraint
+        return [] if constraint is None else constraint.forced_token_ids(limit)
+
+    def push(self, token_id: int, logprob: TokenLogprob | None) -> Release:
+        """Add a chosen token to the answer, and return what may be shown for it."""
+        constraint = self.active_constraint
+        if constraint is not None and token_id not in self.answer.ids_beside_grammar:
+            constraint.accept(token_id)
+        self.output_token_ids.append(token_id)
+        self.history.add(token_id)
+        return self.answer.push(token_id, logprob)
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Return the token ids of positions `start … stop - 1`."""

@@ -20,7 +20,8 @@ A Qwen model behind OpenAI's API. Point any OpenAI client at `/v1`.
 - Values that a request leaves out come from the model's own recommendation.
 - A field that is not listed here is refused, never ignored. Some are accepted and ignored, because common clients send
   them; their descriptions say so.
-- Functions given in `tools` are shown to the model. Its calls come back as text in `content`.
+- Functions given in `tools` are shown to the model. Its calls come back in `tool_calls`, its thinking in
+  `reasoning_content`.
 - Every error has the body `{"error": {"message", "type", "param", "code"}}`; `param` names the field.
 - Every answer has an `X-Request-Id`, which the server chooses and its log uses.
 """

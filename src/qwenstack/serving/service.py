@@ -79,6 +79,7 @@ class UsageTally:
         """Start with the prompts."""
         self.prompt_tokens = job.num_prompt_tokens
         self.completion_tokens = 0
+        self.reasoning_tokens = 0
         self._cached = [0] * len(job.prompts)
 
     @property
@@ -88,7 +89,8 @@ class UsageTally:
 
     def note(self, piece: Piece) -> None:
         """Add one piece."""
-        self.completion_tokens += len(piece.delta.token_ids)
+        self.completion_tokens += piece.delta.num_generated_tokens
+        self.reasoning_tokens += piece.delta.num_reasoning_tokens
         cached = self._cached[piece.prompt_index]
         self._cached[piece.prompt_index] = max(cached, piece.delta.num_cached_tokens)
 
@@ -212,7 +214,7 @@ class GenerationService:
         ]
         async with aclosing(self.generate(job)) as pieces:
             async for piece in pieces:
-                _add_piece(outputs[piece.prompt_index], piece.delta)
+                outputs[piece.prompt_index].add(piece.delta)
                 if tally is not None:
                     tally.note(piece)
         return outputs
@@ -268,15 +270,3 @@ class GenerationService:
                     param=field,
                     code="invalid_value",
                 )
-
-
-def _add_piece(output: RequestOutput, delta: OutputDelta) -> None:
-    answer = output.outputs[delta.index]
-    answer.text += delta.text
-    answer.token_ids += delta.token_ids
-    if answer.logprobs is not None:
-        answer.logprobs += delta.logprobs or ()
-    if delta.finish_reason is not None:
-        answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
-    output.num_cached_tokens = max(output.num_cached_tokens, delta.num_cached_tokens)
-    output.prompt_logprobs = delta.prompt_logprobs or output.prompt_logprobs

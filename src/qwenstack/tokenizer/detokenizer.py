@@ -37,6 +37,11 @@ class StreamingDetokenizer:
             return ""
         return self._decoder.decode(self._vocabulary.token_bytes(token_id))
 
+    @property
+    def is_inside_character(self) -> bool:
+        """Whether the ids so far end within a character's bytes."""
+        return self._decoder.getstate()[0] != b""
+
     def finish(self) -> str:
         """Return what is left: U+FFFD where the answer ends inside a character, else nothing."""
         return self._decoder.decode(b"", final=True)

@@ -15,6 +15,7 @@ from functools import cached_property
 
 from qwenstack.core.errors import RequestError
 from qwenstack.core.messages import Message
+from qwenstack.tokenizer.chat_markers import ChatMarkers, read_chat_markers
 from qwenstack.tokenizer.chat_messages import chat_variables
 from qwenstack.tokenizer.chat_template import ChatTemplate
 from qwenstack.tokenizer.encoder import Encoder, check_is_unicode
@@ -58,6 +59,11 @@ class Tokenizer:
             ModelFormatError: `tokenizer.json` is damaged or not byte-level BPE.
         """
         return cls(parts_from_hf(tokenizer_json, tokenizer_config or {}, chat_template))
+
+    @cached_property
+    def chat_markers(self) -> ChatMarkers:
+        """How this model marks thinking and tool calls."""
+        return read_chat_markers(self._parts.chat_template)
 
     def encode(self, text: str, *, parse_special: bool = False, param: str = "prompt") -> list[int]:
         """Turn text into ids.

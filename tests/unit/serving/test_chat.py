@@ -43,6 +43,7 @@ async def test_an_answer_has_the_text_the_reason_and_the_counts(client: httpx.As
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -192,8 +193,10 @@ async def test_the_tools_stay_away_where_the_choice_is_none(client: httpx.AsyncC
         ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias", ["300"]),
         ({"stop_token_ids": [-1]}, "stop_token_ids", ["-1"]),
         ({"seed": 2**63}, "seed", ["9223372036854775807"]),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", ["json_object", "text"]),
-        ({"tool_choice": "required"}, "tool_choice", ["required", "auto"]),
+        ({"response_format": {"type": "yaml"}}, "response_format", ["yaml", "json_object", "text"]),
+        ({"tool_choice": "required"}, "tool_choice", ["tools"]),
+        ({"tool_choice": "always"}, "tool_choice", ["always", "auto"]),
+        ({"thinking_budget": -1}, "thinking_budget", ["-1", "0"]),
         ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs.x", ["not a field"]),
         ({"temprature": 1}, "temprature", ["not a field"]),
         ({"store": True}, "store", ["True"]),

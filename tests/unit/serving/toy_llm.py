@@ -1,12 +1,15 @@
-"""A model with a known next token: it answers with the last line that it was told, byte by byte."""
+"""A model with a known next token: it answers with the last line that it was told, byte by byte, or as it was told to."""
 
 from __future__ import annotations
 
 import asyncio
 import codecs
 import random
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
+
+from support.byte_tokenizer import ByteTokenizer
 
 from qwenstack.core.errors import CapacityError, EngineError, RequestError
 from qwenstack.core.messages import Message
@@ -14,6 +17,7 @@ from qwenstack.core.outputs import OutputDelta, TokenLogprob
 from qwenstack.core.protocols import EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.answer import AnswerStream
 
 END = 256
 CARD = ModelCard(
@@ -33,6 +37,8 @@ class ToyLLM:
     """Tokens after which the engine fails."""
     is_ready: bool = True
     endless: bool = False
+    says: str | None = None
+    """What it answers, as the engine would let it out: thinking, calls and stop strings are taken apart."""
     card: ModelCard = CARD
     num_open: int = 0
     num_steps: int = 0
@@ -97,6 +103,10 @@ class ToyLLM:
                 raise self.error
             await asyncio.sleep(self.first_step_s)
             for index in range(params.n):
+                if self.says is not None:
+                    for delta in self._say(self.says, params, request_id, index):
+                        yield delta
+                    continue
                 async for delta in self._answer(prompt_token_ids, params, request_id, index):
                     yield delta
         finally:
@@ -128,6 +138,7 @@ class ToyLLM:
                 index=index,
                 text=new,
                 token_ids=(token,),
+                num_generated_tokens=1,
                 logprobs=None if params.logprobs is None else (_logprob(token, params.logprobs),),
                 finish_reason=reason,
                 stop_reason=stop,
@@ -135,6 +146,21 @@ class ToyLLM:
                 prompt_logprobs=_prompt_logprobs(prompt, params) if number == 0 else None,
             )
             if reason is not None:
+                return
+
+    def _say(self, text: str, params: SamplingParams, request_id: str, index: int) -> Iterator[OutputDelta]:
+        limit = params.max_tokens or 1000
+        answer = AnswerStream(cast("Any", ByteTokenizer(has_marks=False)), params, max_tokens=limit)
+        waiting = [*text.encode(), END]
+        while True:
+            token = (answer.forced_token_ids() or waiting)[0]
+            if not answer.forced_token_ids():
+                waiting.pop(0)
+            logprob = None if params.logprobs is None else _logprob(token, params.logprobs)
+            released = answer.push(token, logprob)
+            fields = {name: getattr(released, name) for name in type(released).__dataclass_fields__}
+            yield OutputDelta(request_id=request_id, index=index, **fields)
+            if released.finish_reason is not None:
                 return
 
     def _answer_bytes(self, prompt: Sequence[int], params: SamplingParams, index: int) -> bytes:

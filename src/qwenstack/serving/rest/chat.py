@@ -18,7 +18,9 @@ from qwenstack.serving.wire.chat import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionRequest,
-    wire_finish_reason,
+    chat_finish_reason,
+    write_delta,
+    write_message,
 )
 from qwenstack.serving.wire.logprobs import ChatLogprobs, write_chat_logprobs
 from qwenstack.serving.wire.sampling import Usage, usage_of
@@ -64,9 +66,9 @@ async def _complete(service: GenerationService, job: GenerationJob) -> ChatCompl
         "choices": [
             {
                 "index": answer.index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "message": write_message(answer),
                 "logprobs": _write_logprobs(service, answer.logprobs),
-                "finish_reason": wire_finish_reason(answer.finish_reason),
+                "finish_reason": chat_finish_reason(answer.finish_reason, has_calls=bool(answer.tool_calls)),
             }
             for answer in output.outputs
         ],
@@ -79,6 +81,7 @@ async def _stream_events(service: GenerationService, job: GenerationJob, *, want
     created = int(time.time())
     tally = UsageTally(job)
     opened: set[int] = set()
+    calling: set[int] = set()
 
     def event(choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
         chunk: ChatCompletionChunk = {
@@ -99,11 +102,16 @@ async def _stream_events(service: GenerationService, job: GenerationJob, *, want
                 opened.add(piece.delta.index)
                 yield event([_choice(piece, {"role": "assistant", "content": ""})])
             logprobs = _write_logprobs(service, piece.delta.logprobs)
-            if piece.delta.text or (logprobs and logprobs["content"]):
-                yield event([_choice(piece, {"content": piece.delta.text}, logprobs)])
+            delta = write_delta(piece.delta)
+            if piece.delta.tool_calls:
+                calling.add(piece.delta.index)
+            if delta or (logprobs and logprobs["content"]):
+                yield event([_choice(piece, delta or {"content": ""}, logprobs)])
             if piece.delta.finish_reason is not None:
                 choice = _choice(piece, {})
-                choice["finish_reason"] = wire_finish_reason(piece.delta.finish_reason)
+                choice["finish_reason"] = chat_finish_reason(
+                    piece.delta.finish_reason, has_calls=piece.delta.index in calling
+                )
                 yield event([choice])
     if wants_usage:
         yield event([], usage_of(tally))

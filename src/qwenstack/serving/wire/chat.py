@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Literal, NotRequired, TypeVar, cast
 
@@ -9,8 +11,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from qwenstack.core.errors import RequestError
+from qwenstack.core.grammar import MAX_GRAMMAR_CHARS, Grammar
 from qwenstack.core.messages import Message, Role, ToolCall
-from qwenstack.core.outputs import FinishReason
+from qwenstack.core.outputs import CompletionOutput, FinishReason, OutputDelta, ToolCallDelta
 from qwenstack.core.sampling_params import MAX_LOGPROBS
 from qwenstack.serving.strict_json import parse_json
 from qwenstack.serving.wire.logprobs import ChatLogprobs
@@ -21,6 +24,8 @@ MAX_PARTS = 1024
 MAX_TOOLS = 128
 
 Value = TypeVar("Value", bool, int)
+
+ChatFinishReason = WireFinishReason | Literal["tool_calls"]
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -120,7 +125,7 @@ class FunctionDefinition(WireModel):
     parameters: dict[str, object] | None = None
     """A JSON schema."""
     strict: bool | None = None
-    """Accepted and ignored."""
+    """Accepted and ignored: arguments always fit the schema."""
 
 
 class Tool(WireModel):
@@ -130,10 +135,49 @@ class Tool(WireModel):
     function: FunctionDefinition
 
 
+class FunctionName(WireModel):
+    """The name of a function in `tools`."""
+
+    name: str
+
+
+class NamedToolChoice(WireModel):
+    """A demand for a call of one function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class TextFormat(WireModel):
-    """Plain text, the only format so far."""
+    """Any text."""
 
     type: Literal["text"]
+
+
+class JsonObjectFormat(WireModel):
+    """A JSON object, whichever."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(WireModel):
+    """A JSON schema and its name."""
+
+    name: str = Field("", max_length=256)
+    """Accepted and ignored."""
+    description: str | None = None
+    """Accepted and ignored."""
+    schema_: dict[str, object] = Field(alias="schema")
+    """The schema."""
+    strict: bool | None = None
+    """Accepted and ignored: the answer always fits the schema."""
+
+
+class JsonSchemaFormat(WireModel):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
 
 
 class ChatTemplateKwargs(WireModel):
@@ -154,15 +198,19 @@ class ChatCompletionRequest(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     """Report so many of the likeliest tokens."""
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
-    """Shown to the model; its calls come back as text in `content`."""
-    tool_choice: Literal["none", "auto"] | None = None
-    """`none` hides the tools from the model; forcing a call is not supported yet."""
-    response_format: TextFormat | None = None
-    """Plain text; JSON is not supported yet."""
+    """Functions that the model may call; the arguments of its calls fit their schemas."""
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    """`none` hides the tools from the model, `auto` leaves the choice to it, `required` or a name demands a call."""
+    response_format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = (
+        None
+    )
+    """What the answer has to look like, thinking apart; not together with `tools`."""
     chat_template_kwargs: ChatTemplateKwargs | None = None
     """What the model's chat template is told."""
     enable_thinking: bool | None = None
     """Let a thinking model think, or not."""
+    thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    """Tokens of thinking at most; at the limit the model is made to answer."""
     metadata: dict[str, str] | None = Field(None, max_length=16)
     """Accepted and ignored."""
     store: Literal[False] | None = None
@@ -210,6 +258,12 @@ class ChatCompletionRequest(SamplingFields):
             RequestError: two fields contradict each other.
         """
         changes = super().sampling_changes()
+        changes["output_format"] = "chat" if self._shows_tools else "thinking"
+        if self.thinking_budget is not None:
+            changes["thinking_budget"] = self.thinking_budget
+        grammar = self._grammar()
+        if grammar is not None:
+            changes["grammar"] = grammar
         max_tokens = _agreed("max_tokens", self.max_tokens, "max_completion_tokens", self.max_completion_tokens)
         if max_tokens is not None:
             changes["max_tokens"] = max_tokens
@@ -221,13 +275,65 @@ class ChatCompletionRequest(SamplingFields):
             changes["logprobs"] = self.top_logprobs or 0
         return changes
 
+    @property
+    def _shows_tools(self) -> bool:
+        return bool(self.tools) and self.tool_choice != "none"
+
+    def _grammar(self) -> Grammar | None:
+        """Return what the answer has to look like."""
+        required_tool = self._required_tool()
+        tools, text_format = self.to_tools(), self.response_format
+        if text_format is None or isinstance(text_format, TextFormat):
+            return None if tools is None else _json_grammar("tools", "tools", tools, required_tool=required_tool)
+        if tools is not None:
+            text = f"`response_format` is {text_format.type!r} and `tools` are given; ask for one of the two at a time."
+            raise RequestError(text, param="response_format", code="unsupported_parameter")
+        if isinstance(text_format, JsonObjectFormat):
+            return Grammar(kind="json_object")
+        return _json_grammar("response_format", "json_schema", text_format.json_schema.schema_)
+
+    def _required_tool(self) -> str | None:
+        """Return the function that has to be called, `*` for any, None where no call is demanded."""
+        choice, names = self.tool_choice, [tool.function.name for tool in self.tools or ()]
+        if choice is None or choice in ("none", "auto"):
+            return None
+        if not names:
+            text = "`tool_choice` demands a call, but there are no `tools`; give at least one."
+            raise RequestError(text, param="tool_choice", code="invalid_value")
+        if not isinstance(choice, NamedToolChoice):
+            return "*"
+        if choice.function.name not in names:
+            text = f"`tool_choice` names {choice.function.name[:256]!r}, which is not in `tools`; name one of those."
+            raise RequestError(text, param="tool_choice", code="invalid_value")
+        return choice.function.name
+
+
+class FunctionCall(TypedDict):
+    """The call of a function."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text; unfinished where `finish_reason` is `length`."""
+
+
+class ToolCallAnswer(TypedDict):
+    """A tool call that the model asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
 
 class AnswerMessage(TypedDict):
     """The assistant's turn."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    """None where the turn has tool calls and no text."""
     refusal: None
+    reasoning_content: NotRequired[str]
+    """What the model thought before, where it did."""
+    tool_calls: NotRequired[list[ToolCallAnswer]]
 
 
 class ChatChoice(TypedDict):
@@ -236,7 +342,7 @@ class ChatChoice(TypedDict):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: WireFinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(TypedDict):
@@ -250,11 +356,29 @@ class ChatCompletion(TypedDict):
     usage: Usage
 
 
+class FunctionCallDelta(TypedDict):
+    """What came to the call of a function."""
+
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallAnswerDelta(TypedDict):
+    """What came to a tool call; the first of each has id, type and name."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionCallDelta
+
+
 class AnswerDelta(TypedDict):
     """What came to the assistant's turn."""
 
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallAnswerDelta]]
 
 
 class ChatChunkChoice(TypedDict):
@@ -263,7 +387,7 @@ class ChatChunkChoice(TypedDict):
     index: int
     delta: AnswerDelta
     logprobs: ChatLogprobs | None
-    finish_reason: WireFinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatCompletionChunk(TypedDict):
@@ -277,9 +401,63 @@ class ChatCompletionChunk(TypedDict):
     usage: NotRequired[Usage | None]
 
 
+def write_message(answer: CompletionOutput) -> AnswerMessage:
+    """Write a finished answer."""
+    message: AnswerMessage = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.reasoning_text:
+        message["reasoning_content"] = answer.reasoning_text
+    if answer.tool_calls:
+        message["content"] = answer.text or None
+        message["tool_calls"] = [
+            {"id": new_call_id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.tool_calls
+        ]
+    return message
+
+
+def write_delta(delta: OutputDelta) -> AnswerDelta:
+    """Write what a step added; nothing where it added none of what a client reads."""
+    written: AnswerDelta = {}
+    if delta.reasoning_text:
+        written["reasoning_content"] = delta.reasoning_text
+    if delta.text:
+        written["content"] = delta.text
+    if delta.tool_calls:
+        written["tool_calls"] = [_write_call_delta(call) for call in delta.tool_calls]
+    return written
+
+
+def _write_call_delta(call: ToolCallDelta) -> ToolCallAnswerDelta:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function: FunctionCallDelta = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": new_call_id(), "type": "function", "function": function}
+
+
+def new_call_id() -> str:
+    """Make the id of a tool call; no two are the same, whoever asks."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def chat_finish_reason(reason: FinishReason | None, *, has_calls: bool) -> ChatFinishReason:
+    """Write how an answer ended: one that has tool calls and was not cut off ended for them."""
+    written = wire_finish_reason(reason)
+    return "tool_calls" if has_calls and written == "stop" else written
+
+
 def wire_finish_reason(reason: FinishReason | None) -> WireFinishReason:
     """Write how an answer ended; the service raises where it did not end well."""
     return "length" if reason == "length" else "stop"
+
+
+def _json_grammar(
+    param: str, kind: Literal["tools", "json_schema"], value: object, *, required_tool: str | None = None
+) -> Grammar:
+    source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if len(source) > MAX_GRAMMAR_CHARS:
+        text = f"`{param}` has {len(source)} characters of JSON; at most {MAX_GRAMMAR_CHARS} are taken. Give fewer."
+        raise RequestError(text, param=param, code="invalid_value")
+    return Grammar(kind=kind, source=source, required_tool=required_tool)
 
 
 def _read_arguments(call: ToolCallRequest, param: str) -> Mapping[str, object]:

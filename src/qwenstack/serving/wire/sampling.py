@@ -135,13 +135,20 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    """What the answers' tokens were spent on."""
+
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
-    """Counted tokens."""
+    """Counted tokens; those that a stop string cut away were generated too."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 WireFinishReason = Literal["stop", "length"]
@@ -154,4 +161,5 @@ def usage_of(tally: UsageTally) -> Usage:
         "completion_tokens": tally.completion_tokens,
         "total_tokens": tally.prompt_tokens + tally.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": tally.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": tally.reasoning_tokens},
     }
