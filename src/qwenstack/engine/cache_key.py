@@ -11,6 +11,8 @@ import hmac
 import struct
 from collections.abc import Sequence
 
+import numpy as np
+
 KEY_BYTES = 32
 KEY_FORMAT = 1
 """Raised when the layout of these names, or of the values that they name, changes."""
@@ -32,6 +34,7 @@ def root_key(
     kv_dtype: str,
     precision: str,
     rotary: bytes,
+    arithmetic: bytes,
     adapter_digest: bytes | None,
     tenant_salt: bytes,
 ) -> bytes:
@@ -41,8 +44,8 @@ def root_key(
         model_fingerprint: `hub.fingerprint.checkpoint_fingerprint` of the model.
         kv_dtype: how keys and values are stored.
         precision: how they are computed, where that changes bits: `a8`, `a16`, `reference`, ...
-        rotary: what fixes the turning of positions beside the model's files: settings that scale it, and the bytes of
-            some of its cosines, because numpy's may differ between machines that share a home.
+        rotary: what fixes the turning of positions beside the model's files, such as a scaling that a user chose.
+        arithmetic: `numpy_probe()`.
         adapter_digest: content hash of the LoRA adapter; None: the model as it is.
         tenant_salt: as `tenant_salt` makes it.
     """
@@ -54,10 +57,22 @@ def root_key(
         kv_dtype.encode(),
         precision.encode(),
         rotary,
+        arithmetic,
         b"none" if adapter_digest is None else b"adapter" + adapter_digest,
         tenant_salt,
     )
     return hashlib.sha256(b"".join(_LENGTH.pack(len(field)) + field for field in fields)).digest()
+
+
+def numpy_probe() -> bytes:
+    """Return a hash of what numpy makes of some angles and exponents.
+
+    Our kernels give the same bits on every machine; numpy's cosine, sine, power and exponential need not, and a home
+    with a cache in it may be shared between machines, and outlives versions of numpy.
+    """
+    values = np.linspace(-40, 40, 4096, dtype=np.float32)
+    results = (np.cos(values * 800), np.sin(values * 800), np.exp(values), np.power(np.float32(1e6), values / 40))
+    return hashlib.sha256(b"".join(result.tobytes() for result in results)).digest()
 
 
 def child_key(parent: bytes, token_ids: Sequence[int]) -> bytes:

@@ -304,8 +304,7 @@ class KVStore:
     def _write(self, block: KVBlock, folder: PrivateFolder) -> None:
         needed = disk_bytes(file_bytes(len(block.packed_tokens) // 4, block.payload.nbytes))
         if not self._make_room(folder, needed):
-            free, least = folder.free_bytes(), self._config.min_free_bytes
-            self._pause(f"{free} bytes are free on the disk, of which {least} stay free; a block needs {needed}")
+            self._pause(self._why_full(folder, needed))
             return
         folder.write(_file_name(block.key), encode_block(block), modified_at=block.written_at)
         self._unlisted_bytes += needed
@@ -323,6 +322,12 @@ class KVStore:
         """Return what the cache may take in all: less than its limit where the disk fills up."""
         spare = folder.free_bytes() - self._config.min_free_bytes
         return min(self._config.limit_bytes, self._stats.num_bytes + spare)
+
+    def _why_full(self, folder: PrivateFolder, needed: int) -> str:
+        if needed > self._config.limit_bytes:
+            return f"a block takes {needed} bytes, more than `prefix_cache_disk_bytes`, {self._config.limit_bytes}"
+        least = self._config.min_free_bytes
+        return f"{folder.free_bytes()} bytes of the disk are free, of which {least} stay free; a block takes {needed}"
 
     def _sweep(self, folder: PrivateFolder, *, room_bytes: int) -> None:
         """List the folder, which other processes fill too, and remove what is too old or too much."""

@@ -6,17 +6,19 @@ import hashlib
 import itertools
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenstack.engine.cache_key import child_key, pack_tokens, root_key, tenant_salt
+from qwenstack.engine.cache_key import child_key, numpy_probe, pack_tokens, root_key, tenant_salt
 
 MODEL = {
     "model_fingerprint": b"m" * 32,
     "kv_dtype": "float16",
     "precision": "a8",
     "rotary": b"",
+    "arithmetic": b"n" * 32,
     "adapter_digest": None,
     "tenant_salt": b"s" * 32,
 }
@@ -25,6 +27,7 @@ OTHER = {
     "kv_dtype": "float32",
     "precision": "a16",
     "rotary": b"yarn 4",
+    "arithmetic": b"",
     "adapter_digest": b"",
     "tenant_salt": b"t" * 32,
 }
@@ -34,6 +37,7 @@ roots = st.fixed_dictionaries(
         "kv_dtype": st.text("ab", max_size=3),
         "precision": st.text("ab", max_size=3),
         "rotary": st.binary(max_size=3),
+        "arithmetic": st.binary(max_size=3),
         "adapter_digest": st.none() | st.binary(max_size=3),
         "tenant_salt": st.binary(max_size=3),
     }
@@ -81,7 +85,8 @@ def test_a_root_is_never_a_block() -> None:
     """Written out by hand, so that a change of the format is noticed: files on users' disks have these names."""
     block = hashlib.sha256(b"qwenstack prefix block 1\0" + bytes(32) + struct.pack("<III", 8, 7, 2**31)).digest()
     assert child_key(bytes(32), [7, 2**31]) == block
-    fields = [b"qwenstack prefix root", b"\1\0\0\0", b"\1\0\0\0", b"m" * 32, b"float16", b"a8", b"", b"none", b"s" * 32]
+    one = struct.pack("<I", 1)
+    fields = [b"qwenstack prefix root", one, one, b"m" * 32, b"float16", b"a8", b"", b"n" * 32, b"none", b"s" * 32]
     root = hashlib.sha256(b"".join(struct.pack("<Q", len(field)) + field for field in fields)).digest()
     assert root_key(**MODEL) == root
 
@@ -90,6 +95,14 @@ def test_a_root_is_never_a_block() -> None:
 def test_what_is_no_token_has_no_name(wrong: object) -> None:
     with pytest.raises(struct.error):
         pack_tokens([1, wrong])  # type: ignore[list-item]
+
+
+def test_numpy_with_other_bits_has_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = numpy_probe()
+    assert numpy_probe() == before
+    cosine = np.cos
+    monkeypatch.setattr(np, "cos", lambda values: np.nextafter(cosine(values), np.float32(2)))
+    assert numpy_probe() != before
 
 
 @given(st.text(), st.text())
