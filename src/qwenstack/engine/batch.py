@@ -26,7 +26,7 @@ class Work:
 
 
 def build_batch(work: SequenceOf[Work], block_size: int) -> PackedBatch:
-    """Pack the next tokens of each sequence, one after the other."""
+    """Pack the next tokens of each sequence, one after the other; all of them have the same precision."""
     counts = np.array([item.num_rows for item in work], np.int32)
     query_start = np.concatenate([np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)])
     block_table = np.zeros((len(work), max(len(item.sequence.blocks) for item in work)), np.int32)
@@ -51,4 +51,6 @@ def build_batch(work: SequenceOf[Work], block_size: int) -> PackedBatch:
         query_start=query_start,
         kv_len=kv_len,
         block_table=block_table,
+        adapters=tuple(item.sequence.adapter for item in work),
+        activation_bits=work[0].sequence.activation_bits,
     )

@@ -35,6 +35,10 @@ class BlockStore(Protocol):
         """Keep a block; `payload` is called at once, and only if it is wanted."""
         ...
 
+    def close(self) -> None:
+        """Write what waits, within seconds, and take no more."""
+        ...
+
 
 class PayloadSource(Protocol):
     """Makes the bytes of a block."""
@@ -152,6 +156,11 @@ class KVBlocks:
         sequence.blocks = []
         sequence.num_computed_tokens = sequence.num_known_blocks = sequence.num_stored_blocks = 0
         sequence.known_length = None
+
+    def close(self) -> None:
+        """Let the disk take what waits for it."""
+        if self._store is not None:
+            self._store.close()
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Compare the books with what the sequences hold.
