@@ -141,13 +141,18 @@ def _spaced_terminals(space: _Space) -> Iterator[str]:
     yield f"{name}_SIGN: /([-+~]{gap}){{1,3}}/"
     yield rf"{name}_STAR: /\*{gap}/"
     yield rf"{name}_DOUBLE_STAR: /\*\*{gap}/"
-    symbols = r"\+|-|\*|\*\*|\/|\/\/|%|@|&|\||\^|<<|>>|==|!=|<|>|<=|>="
-    yield f"{name}_OPERATOR: /{gap}({symbols}){gap}|{some}(in|not{some}in){some}/"
-    yield f"{name}_IS: /{some}is{some}/"
-    for keyword in ("and", "or", "if", "else", "for", "in", "as", "from"):
-        yield f"{name}_{keyword.upper()}: /{some}{keyword}{some}/"
+    # A backslash joins lines, but no comment may follow it; around an operator none can.
+    joined = "" if space is _BRACES else r"(\\\n *)*"
+    arithmetic = r"\+|-|\*|\*\*|\/|\/\/|%|@|&|\||\^|<<|>>"
+    yield f"{name}_OPERATOR: /{gap}{joined}({arithmetic}){gap}{joined}/"
+    comparison = rf"{gap}{joined}(==|!=|<|>|<=|>=){gap}{joined}"
+    yield f"{name}_COMPARE: /{comparison}|{some}{joined}(in|not{some}in){some}{joined}/"
+    yield f"{name}_IS: /{some}{joined}is{some}{joined}/"
+    for keyword in ("and", "or", "if", "else", "in", "as", "from"):
+        yield f"{name}_{keyword.upper()}: /{some}{joined}{keyword}{some}{joined}/"
     yield f"{name}_ASYNC_FOR: /{some}async{some}for{some}/"
-    for keyword in ("not", "await"):
+    # `for` has no space before it: `"a" f"b"` must not be taken for the beginning of ` for`.
+    for keyword in ("not", "await", "for"):
         yield f"{name}_{keyword.upper()}: /{keyword}{some}/"
     yield f"{name}_FROM_PREFIX: /from{some}/"
     inner = _BRACES if space is _BRACES else _BRACKET
@@ -170,7 +175,7 @@ class _Place:
     strings: str
     """The rule for text literals."""
     is_in_braces: bool = False
-    """Inside an f-string: no braces, no starred parts, no `yield`, no `:` outside brackets."""
+    """Inside an f-string: no braces, no `lambda`, `yield` or `:=`, no `:` outside brackets."""
 
 
 def _expressions() -> Iterator[str]:
@@ -189,14 +194,14 @@ def _expressions() -> Iterator[str]:
 
 
 def _expression_rules(place: _Place) -> Iterator[str]:
-    """Write one place's rules; binary operators share one rule, for precedence changes the tree and not the language."""
+    """Write one place's rules; what precedence changes in the tree alone is left out."""
     at, sp = place.suffix, place.space.name
     yield f"expression_{at}: {'' if place.is_in_braces else f'lambda_{at}{{0,2}} '}ternary_{at}"
     yield f"ternary_{at}: either_{at} ({sp}_IF either_{at} {sp}_ELSE either_{at}){{0,20}}"
     yield f"either_{at}: negation_{at} (({sp}_AND | {sp}_OR) negation_{at}){{0,{_MAX_CHAIN}}}"
-    yield f"negation_{at}: {sp}_NOT{{0,3}} operation_{at}"
-    operator = f"({sp}_OPERATOR | {sp}_IS {sp}_NOT?)"
-    yield f"operation_{at}: operand_{at} ({operator} operand_{at}){{0,{_MAX_CHAIN}}}"
+    yield f"negation_{at}: {sp}_NOT{{0,3}} comparison_{at}"
+    yield f"comparison_{at}: operation_{at} (({sp}_COMPARE | {sp}_IS {sp}_NOT?) operation_{at}){{0,{_MAX_CHAIN}}}"
+    yield f"operation_{at}: operand_{at} ({sp}_OPERATOR operand_{at}){{0,{_MAX_CHAIN}}}"
     yield f"operand_{at}: {sp}_SIGN? {sp}_AWAIT? primary_{at} | {sp}_SIGN? NUMBER"
     yield f"primary_{at}: atom_{at} trailer_{at}{{0,{_MAX_CHAIN}}}"
     attribute = f"{sp}_DOT NAME"
@@ -209,6 +214,7 @@ def _expression_rules(place: _Place) -> Iterator[str]:
         yield f"subscript_{at}: {sp}_THEN_SQUARE slices_{place.inside} {_close(place, 'SQUARE')}"
         yield f"atom_{at}: NAME | CONSTANT | {place.strings} | display_{at}"
         yield from _display_rules(place)
+    yield from _target_rules(place)
     if not place.is_in_braces:
         yield f"lambda_{at}: /lambda/ ({sp}_SPACE lambda_parameters_{at})? {sp}_COLON"
         yield from _parameters(at, sp, prefix="lambda_", parameter="NAME", starred="NAME")
@@ -216,7 +222,6 @@ def _expression_rules(place: _Place) -> Iterator[str]:
         yield f"item_{at}: expression_{at} | {sp}_STAR operation_{at}"
         yield f"plain_items_{at}: expression_{at} ({sp}_COMMA expression_{at})* {sp}_COMMA?"
         yield f"yielded_{at}: /yield/ ({sp}_SPACE ({sp}_FROM_PREFIX expression_{at} | items_{at}))?"
-        yield from _target_rules(place)
     if place.space is not _LINE:
         yield from _inner_rules(place)
 
@@ -228,7 +233,10 @@ def _close(place: _Place, bracket: str) -> str:
 def _display_rules(place: _Place) -> Iterator[str]:
     at, sp, inside = place.suffix, place.space.name, place.inside
     if place.is_in_braces:
-        yield f"display_{at}: {sp}_OPEN_PAREN expression_{inside} {_close(place, 'PAREN')}"
+        yield (
+            f"display_{at}: {sp}_OPEN_PAREN group_{inside}? {sp}_CLOSE_PAREN"
+            f" | {sp}_OPEN_SQUARE group_{inside}? {sp}_CLOSE_SQUARE"
+        )
         return
     yield (
         f"display_{at}: {sp}_OPEN_PAREN (group_{inside} | yielded_{inside})? B_CLOSE_PAREN"
@@ -240,31 +248,28 @@ def _display_rules(place: _Place) -> Iterator[str]:
 def _inner_rules(place: _Place) -> Iterator[str]:
     """Write what stands directly inside brackets of this place: arguments, slices, comprehensions."""
     at, sp = place.suffix, place.space.name
-    element = f"expression_{at}"
+    walrus = "" if place.is_in_braces else f"(NAME {sp}_WALRUS)? "
+    yield f"named_{at}: {walrus}expression_{at}"
+    yield f"condition_{at}: {walrus}either_{at}"
+    yield f"loops_{at}: loop_{at}{{1,5}}"
+    loop = f"({sp}_SPACE {sp}_FOR | {sp}_ASYNC_FOR) targets_{at} {sp}_IN either_{at}"
+    yield f"loop_{at}: {loop} ({sp}_IF condition_{at}){{0,5}}"
+    yield f"member_{at}: named_{at} | {sp}_STAR operation_{at}"
+    yield f"group_{at}: member_{at} ({sp}_COMMA member_{at})* {sp}_COMMA? | named_{at} loops_{at}"
     if not place.is_in_braces:
-        yield f"named_{at}: (NAME {sp}_WALRUS)? expression_{at}"
-        element = f"named_{at}"
-        yield f"loops_{at}: loop_{at}{{1,5}}"
-        yield (
-            f"loop_{at}: ({sp}_FOR | {sp}_ASYNC_FOR) targets_{at} {sp}_IN either_{at} ({sp}_IF condition_{at}){{0,5}}"
-        )
-        yield f"condition_{at}: (NAME {sp}_WALRUS)? either_{at}"
-        yield f"member_{at}: {element} | {sp}_STAR operation_{at}"
-        yield f"group_{at}: member_{at} ({sp}_COMMA member_{at})* {sp}_COMMA? | {element} loops_{at}"
         yield f"entry_{at}: expression_{at} {sp}_COLON expression_{at}"
         yield f"part_{at}: entry_{at} | {sp}_DOUBLE_STAR operation_{at}"
         yield f"entries_{at}: part_{at} ({sp}_COMMA part_{at})* {sp}_COMMA? | entry_{at} loops_{at}"
     star = f"{sp}_STAR expression_{at}"
-    positional = f"({element} | {star})"
+    positional = f"(named_{at} | {star})"
     keyword = f"NAME {sp}_ASSIGN expression_{at}"
     mapping = f"{sp}_DOUBLE_STAR expression_{at}"
     yield f"keywords_{at}: {keyword} ({sp}_COMMA ({keyword} | {star}))*"
     yield f"mappings_{at}: {mapping} ({sp}_COMMA ({keyword} | {mapping}))*"
     tail = f"({sp}_COMMA keywords_{at})? ({sp}_COMMA mappings_{at})? {sp}_COMMA?"
-    alone = "" if place.is_in_braces else f" | {element} loops_{at}"
     yield (
         f"arguments_{at}: {positional} ({sp}_COMMA {positional})* {tail}"
-        f" | keywords_{at} ({sp}_COMMA mappings_{at})? {sp}_COMMA? | mappings_{at} {sp}_COMMA?{alone}"
+        f" | keywords_{at} ({sp}_COMMA mappings_{at})? {sp}_COMMA? | mappings_{at} {sp}_COMMA? | named_{at} loops_{at}"
     )
     yield f"slices_{at}: slice_{at} ({sp}_COMMA slice_{at})* {sp}_COMMA?"
     optional = f"expression_{at}?"
@@ -280,8 +285,8 @@ def _target_rules(place: _Place) -> Iterator[str]:
     else:
         yield f"single_target_{at}: NAME | primary_{at} ({sp}_DOT NAME | subscript_{at})"
         yield (
-            f"target_{at}: single_target_{at} | {sp}_OPEN_PAREN targets_{inside} B_CLOSE_PAREN"
-            f" | {sp}_OPEN_SQUARE targets_{inside} B_CLOSE_SQUARE"
+            f"target_{at}: single_target_{at} | {sp}_OPEN_PAREN targets_{inside} {_close(place, 'PAREN')}"
+            f" | {sp}_OPEN_SQUARE targets_{inside} {_close(place, 'SQUARE')}"
         )
     some_target = f"({sp}_STAR? target_{at})"
     yield f"targets_{at}: target_{at} | {some_target} {sp}_COMMA ({some_target} ({sp}_COMMA {some_target})* {sp}_COMMA?)?"
@@ -293,16 +298,17 @@ def _parameters(at: str, sp: str, *, prefix: str, parameter: str, starred: str) 
     default = f"{parameter} {sp}_ASSIGN expression_{at}"
     mapping = f"{sp}_DOUBLE_STAR {parameter}"
     named = f"{parameter} ({sp}_ASSIGN expression_{at})?"
-    yield f"{rule}_plain: {parameter} ({sp}_COMMA {parameter})* ({sp}_COMMA {rule}_slash ({sp}_COMMA {parameter})*)?"
-    yield f"{rule}_slash: /\\//"
-    yield f"{rule}_default: {default} ({sp}_COMMA {default})*"
-    yield f"{rule}_star: {sp}_STAR {starred} ({sp}_COMMA {named})* | {sp}_STAR ({sp}_COMMA {named})+"
-    # A star follows what stands before it after a comma, or nothing at all.
-    yield f"{rule}_end: {rule}_star ({sp}_COMMA {mapping})? | {mapping}"
+    comma = f"{sp}_COMMA"
+    yield f"{rule}_plain: {parameter} ({comma} {parameter})*"
+    yield f"{rule}_default: {default} ({comma} {default})*"
     yield (
-        f"{rule}: {rule}_plain ({sp}_COMMA {rule}_default)? ({sp}_COMMA {rule}_end)? {sp}_COMMA?"
-        f" | {rule}_default ({sp}_COMMA {rule}_end)? {sp}_COMMA? | {rule}_end {sp}_COMMA?"
+        f"{rule}_positional: {rule}_plain ({comma} {rule}_default)? | {rule}_default"
+        f" | {rule}_plain {comma} /\\// ({comma} {rule}_plain)? ({comma} {rule}_default)?"
+        f" | ({rule}_plain {comma})? {rule}_default {comma} /\\// ({comma} {rule}_default)?"
     )
+    yield f"{rule}_star: {sp}_STAR {starred} ({sp}_COMMA {named})* | {sp}_STAR ({sp}_COMMA {named})+"
+    yield f"{rule}_end: {rule}_star ({comma} {mapping})? | {mapping}"
+    yield f"{rule}: {rule}_positional ({comma} {rule}_end)? {comma}? | {rule}_end {comma}?"
 
 
 # --- f-strings
@@ -311,7 +317,7 @@ def _parameters(at: str, sp: str, *, prefix: str, parameter: str, starred: str) 
 def _f_strings() -> Iterator[str]:
     """Write f-strings as Python 3.11 has them: no backslash, no quote of their own kind and no brace inside braces."""
     forms: list[str] = ["EMPTY_F_STRING"]
-    yield "EMPTY_F_STRING: /[fF](\\x22\\x22|'')/"
+    yield "EMPTY_F_STRING: /([fF]|[fF][rR]|[rR][fF])(\\x22\\x22|'')/"
     yield "DOUBLED_BRACE: /\\{\\{|\\}\\}/"
     yield f"SPEC_TEXT: /[^{{}}\\x22'\\\\\\n{_CONTROL}]+/"
     yield "CONVERSION: /![rsa]/"
@@ -320,11 +326,18 @@ def _f_strings() -> Iterator[str]:
     for letter, quote, other in (("d", r"\x22", "'"), ("s", "'", r"\x22")):
         upper = letter.upper()
         yield f"PLAIN_{upper}: /{quote}[^\\x22'\\\\#{{}}\\n{_CONTROL}]*{quote}/"
-        yield f"F_TEXT_{upper}: /([^{quote}\\\\{{}}\\n{_CONTROL}]|{_ESCAPE})+/"
-        yield f"F_LINES_{upper}: /([^{quote}\\\\{{}}{_CONTROL}]|{_ESCAPE})+/"
-        yield f"F_OPEN_{upper}: /[fF]{quote}/"
+        raw = rf"\\[^{quote}{{}}\n{_CONTROL}]"
+        for mark, prefix, escape in (("", "[fF]", _ESCAPE), ("R", "([fF][rR]|[rR][fF])", raw)):
+            name = mark + upper
+            yield f"F_TEXT_{name}: /([^{quote}\\{{}}\n{_CONTROL}]|{escape})+/"
+            yield f"F_LINES_{name}: /([^{quote}\\{{}}{_CONTROL}]|{escape})+/"
+            yield f"F_OPEN_{name}: /{prefix}{quote}/"
+            yield f"F_OPEN_{name}3: /{prefix}{quote}{{3}}/"
+            line_parts = f"(F_TEXT_{name} | DOUBLED_BRACE | field_{letter})+"
+            forms.append(f"F_OPEN_{name} {line_parts} F_CLOSE_{upper}")
+            parts = f"(F_LINES_{name} | F_QUOTES_{upper} | DOUBLED_BRACE | field_{letter})*"
+            forms.append(f"F_OPEN_{name}3 {parts} F_CLOSE_{upper}3")
         yield f"F_CLOSE_{upper}: /{quote}/"
-        yield f"F_OPEN_{upper}3: /[fF]{quote}{{3}}/"
         yield f"F_QUOTES_{upper}: /{quote}{{1,2}}/"
         yield f"F_CLOSE_{upper}3: /{quote}{{3}}/"
         field = f"field_{letter}"
@@ -333,9 +346,6 @@ def _f_strings() -> Iterator[str]:
             f"(F_CLOSE_BRACE | CONVERSION? SPEC_COLON (SPEC_TEXT | nested_{field})* /\\}}/ | CONVERSION /\\}}/)"
         )
         yield f"nested_{field}: F_OPEN_BRACE expression_f{letter}0 F_CLOSE_BRACE"
-        forms.append(f"F_OPEN_{upper} (F_TEXT_{upper} | DOUBLED_BRACE | {field})+ F_CLOSE_{upper}")
-        parts = f"(F_LINES_{upper} | F_QUOTES_{upper} | DOUBLED_BRACE | {field})*"
-        forms.append(f"F_OPEN_{upper}3 {parts} F_CLOSE_{upper}3")
     yield f"f_string: {' | '.join(forms)}"
 
 
@@ -397,7 +407,7 @@ def _headers() -> Iterator[str]:
     yield "    | keywords_b1 (B_COMMA mappings_b1)? B_COMMA? | mappings_b1 B_COMMA?"
     yield "class_bases: class_base (B_COMMA class_base)*"
     yield "class_base: expression_b1 | B_STAR expression_b1"
-    yield "decorator: /@ */ expression_l END_OF_LINE BLANK*"
+    yield "decorator: /@ */ expression_l BLANK+"
 
 
 def _compound_statements(level: int) -> Iterator[str]:
