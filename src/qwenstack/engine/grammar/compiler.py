@@ -148,17 +148,22 @@ class GrammarCompiler:
         if known is not None:
             return known
         try:
-            checked = Usable(lark_of(grammar), _OWN_BYTES) if grammar.kind in _OWN_KINDS else checker.check(grammar)
+            is_own = grammar.kind in _OWN_KINDS
+            checked = Usable(lark_of(grammar), _OWN_BYTES) if is_own else checker.check(grammar)
             if isinstance(checked, Unusable):
-                refusal = RequestError(checked.reason, param="grammar", code="invalid_grammar")
+                refusal = _refusal(checked.reason)
                 if checked.is_certain:
                     self._cache.put(grammar, refusal, 0)
                 return refusal
-            constraint = TokenConstraint(checked.lark, vocabularies.of(grammar))
+            constraint = TokenConstraint(checked.lark, vocabularies.of(grammar), is_own=is_own)
             self._cache.put(grammar, constraint, checked.memory_bytes)
             return constraint.clone()
         except QwenStackError as error:
             return error
+
+
+def _refusal(reason: str) -> RequestError:
+    return RequestError(reason, param="grammar", code="invalid_grammar")
 
 
 class _Vocabularies:
@@ -191,7 +196,7 @@ class _Cache:
                 return None
             self._entries.move_to_end(grammar)
             compiled, _ = entry
-            return compiled.clone() if isinstance(compiled, TokenConstraint) else compiled
+            return compiled.clone() if isinstance(compiled, TokenConstraint) else _refusal(str(compiled))
 
     def put(self, grammar: Grammar, compiled: Compiled, memory_bytes: int) -> None:
         with self._lock:

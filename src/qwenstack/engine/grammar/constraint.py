@@ -34,10 +34,10 @@ class TokenConstraint:
         RequestError: the grammar cannot be compiled.
     """
 
-    def __init__(self, lark: str, vocabulary: MatcherVocabulary) -> None:
+    def __init__(self, lark: str, vocabulary: MatcherVocabulary, *, is_own: bool = False) -> None:
         """Compile; takes up to half a second and releases the GIL meanwhile. Use `clone` for each answer."""
         self._vocabulary = vocabulary
-        self._matcher = LLMatcher(vocabulary.tokens, lark, log_level=0, limits=parser_limits())
+        self._matcher = LLMatcher(vocabulary.tokens, lark, log_level=0, limits=parser_limits(is_own=is_own))
         self._words = np.empty(len(vocabulary.usable_words), np.uint32)
         self._ended = False
         self._raise_if_failed()

@@ -23,17 +23,20 @@ MAX_REPEAT = 10_000
 """In GBNF's `{m,n}`."""
 
 
-def parser_limits() -> LLParserLimits:
+def parser_limits(*, is_own: bool) -> LLParserLimits:
     """Return what the parser may spend, in its own units; the comments give milliseconds by its documentation.
 
     A mask that would need more fails, and with it the one request that asked for it.
+
+    Args:
+        is_own: for a grammar that is written here; Python's needs more at the start of an expression.
     """
     return LLParserLimits(
         max_items_in_row=2_000,
         initial_lexer_fuel=1_000_000,  # 20 ms
         step_lexer_fuel=200_000,  # 14 ms
-        step_max_items=50_000,  # 2.5 ms
-        max_lexer_states=20_000,  # 20 to 40 MB, the largest part of a compiled grammar; Python's needs 2,000
-        max_grammar_size=200_000,  # Python's has 90,000
+        step_max_items=1_000_000 if is_own else 200_000,  # 50 and 10 ms
+        max_lexer_states=20_000,  # 20 to 40 MB, the largest part of a compiled grammar
+        max_grammar_size=200_000,
         verbose_errors=False,
     )

@@ -40,8 +40,8 @@ _F_STRING_BRACKETS = 2
 _CONTROL = r"\x00-\x08\x0b-\x1f\x7f"
 """A program must not hold a zero byte, a carriage return changes its lines, and the others are noise. Tab is allowed."""
 _COMMENT = rf"#[^\n{_CONTROL}]*"
-_NAME_START = "A-Za-z_\u4e00-\u9fa5"
-_NAME = rf"[{_NAME_START}][{_NAME_START}0-9]*"
+_NAME = "[A-Za-z_][A-Za-z0-9_]*"
+"""In ASCII: names in other letters would make a third of the vocabulary possible at each expression's start."""
 _ESCAPE = r"\\([\n\\'\x22abfnrtv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U000[0-9a-fA-F]{5}|[0-7]{1,2}|[0-3][0-7]{2})"
 _BYTE_ESCAPE = r"\\([\n\\'\x22abfnrtv]|x[0-9a-fA-F]{2}|[0-7]{1,2}|[0-3][0-7]{2})"
 _ASCII = r"\x09\x20-\x7e"
@@ -132,6 +132,8 @@ def _quotings(quote: str, escape: str, alphabet: str) -> tuple[str, str]:
 
 def _spaced_terminals(space: _Space) -> Iterator[str]:
     name, gap, some = space.name, space.any, space.some
+    # A backslash joins lines, but no comment may follow it; around an operator none can.
+    joined = "" if space is _BRACES else r"(\\\n *)*"
     yield f"{name}_SPACE: /{some}/"
     yield rf"{name}_DOT: /{gap}\.{gap}/"
     yield f"{name}_COMMA: /{gap},{gap}/"
@@ -139,22 +141,21 @@ def _spaced_terminals(space: _Space) -> Iterator[str]:
     yield f"{name}_WALRUS: /{gap}:={gap}/"
     yield f"{name}_ASSIGN: /{gap}={gap}/"
     yield f"{name}_SIGN: /([-+~]{gap}){{1,3}}/"
+    yield f"{name}_AND_OR: /{some}{joined}(and|or){some}{joined}/"
     yield rf"{name}_STAR: /\*{gap}/"
     yield rf"{name}_DOUBLE_STAR: /\*\*{gap}/"
-    # A backslash joins lines, but no comment may follow it; around an operator none can.
-    joined = "" if space is _BRACES else r"(\\\n *)*"
     arithmetic = r"\+|-|\*|\*\*|\/|\/\/|%|@|&|\||\^|<<|>>"
     yield f"{name}_OPERATOR: /{gap}{joined}({arithmetic}){gap}{joined}/"
     comparison = rf"{gap}{joined}(==|!=|<|>|<=|>=){gap}{joined}"
     yield f"{name}_COMPARE: /{comparison}|{some}{joined}(in|not{some}in){some}{joined}/"
     yield f"{name}_IS: /{some}{joined}is{some}{joined}/"
-    for keyword in ("and", "or", "if", "else", "in", "as", "from"):
+    for keyword in ("if", "else", "in", "as", "from"):
         yield f"{name}_{keyword.upper()}: /{some}{joined}{keyword}{some}{joined}/"
     yield f"{name}_ASYNC_FOR: /{some}async{some}for{some}/"
-    # `for` has no space before it: `"a" f"b"` must not be taken for the beginning of ` for`.
-    for keyword in ("not", "await", "for"):
-        yield f"{name}_{keyword.upper()}: /{keyword}{some}/"
-    yield f"{name}_FROM_PREFIX: /from{some}/"
+    # A name may stand where these do, so that the longest match keeps them apart from names that begin like them. `for` is
+    # among them because `"a" f"b"` must not be taken for the beginning of a ` for` with its space.
+    for keyword in ("not", "await", "for", "from", "lambda", "yield"):
+        yield f"{name}_PREFIX_{keyword.upper()}: /{keyword}{gap}/"
     inner = _BRACES if space is _BRACES else _BRACKET
     for bracket, opening, closing in (("PAREN", r"\(", r"\)"), ("SQUARE", r"\[", r"\]"), ("BRACE", r"\{", r"\}")):
         yield f"{name}_OPEN_{bracket}: /{opening}{inner.any}/"
@@ -196,32 +197,29 @@ def _expressions() -> Iterator[str]:
 def _expression_rules(place: _Place) -> Iterator[str]:
     """Write one place's rules; what precedence changes in the tree alone is left out."""
     at, sp = place.suffix, place.space.name
-    yield f"expression_{at}: {'' if place.is_in_braces else f'lambda_{at}{{0,2}} '}ternary_{at}"
-    yield f"ternary_{at}: either_{at} ({sp}_IF either_{at} {sp}_ELSE either_{at}){{0,20}}"
-    yield f"either_{at}: negation_{at} (({sp}_AND | {sp}_OR) negation_{at}){{0,{_MAX_CHAIN}}}"
-    yield f"negation_{at}: {sp}_NOT{{0,3}} comparison_{at}"
-    yield f"comparison_{at}: operation_{at} (({sp}_COMPARE | {sp}_IS {sp}_NOT?) operation_{at}){{0,{_MAX_CHAIN}}}"
-    yield f"operation_{at}: operand_{at} ({sp}_OPERATOR operand_{at}){{0,{_MAX_CHAIN}}}"
-    yield f"operand_{at}: {sp}_SIGN? {sp}_AWAIT? primary_{at} | {sp}_SIGN? NUMBER"
-    yield f"primary_{at}: atom_{at} trailer_{at}{{0,{_MAX_CHAIN}}}"
-    attribute = f"{sp}_DOT NAME"
-    if place.inside is None:
-        yield f"trailer_{at}: {attribute}"
-        yield f"atom_{at}: NAME | CONSTANT | {place.strings}"
-    else:
-        yield f"trailer_{at}: {attribute} | call_{at} | subscript_{at}"
-        yield f"call_{at}: {sp}_THEN_PAREN arguments_{place.inside}? {_close(place, 'PAREN')}"
+    operand, negated = f"operand_{at}", f"negated_{at}"
+    binary = f"({sp}_OPERATOR | {sp}_COMPARE | {sp}_IS {sp}_PREFIX_NOT?) {operand} | {sp}_AND_OR {negated}"
+    lambdas = "" if place.is_in_braces else f"lambda_{at}{{0,2}} "
+    yield f"expression_{at}: {lambdas}{negated} ({binary} | {sp}_IF either_{at} {sp}_ELSE {negated})*"
+    yield f"either_{at}: {negated} ({binary})*"
+    yield f"{negated}: {sp}_PREFIX_NOT{{0,3}} {operand}"
+    yield f"operation_{at}: {operand} ({sp}_OPERATOR {operand})*"
+    yield f"{operand}: {sp}_SIGN? ({sp}_PREFIX_AWAIT? primary_{at} | NUMBER)"
+    trailers = f"{sp}_DOT NAME"
+    atoms = f"NAME | CONSTANT | {place.strings}"
+    if place.inside is not None:
+        trailers += f" | {sp}_THEN_PAREN arguments_{place.inside}? {_close(place, 'PAREN')} | subscript_{at}"
+        atoms += f" | display_{at}"
         yield f"subscript_{at}: {sp}_THEN_SQUARE slices_{place.inside} {_close(place, 'SQUARE')}"
-        yield f"atom_{at}: NAME | CONSTANT | {place.strings} | display_{at}"
         yield from _display_rules(place)
+    yield f"primary_{at}: ({atoms}) ({trailers})*"
     yield from _target_rules(place)
     if not place.is_in_braces:
-        yield f"lambda_{at}: /lambda/ ({sp}_SPACE lambda_parameters_{at})? {sp}_COLON"
+        yield f"lambda_{at}: {sp}_PREFIX_LAMBDA lambda_parameters_{at}? {sp}_COLON"
         yield from _parameters(at, sp, prefix="lambda_", parameter="NAME", starred="NAME")
         yield f"items_{at}: item_{at} ({sp}_COMMA item_{at})* {sp}_COMMA?"
         yield f"item_{at}: expression_{at} | {sp}_STAR operation_{at}"
-        yield f"plain_items_{at}: expression_{at} ({sp}_COMMA expression_{at})* {sp}_COMMA?"
-        yield f"yielded_{at}: /yield/ ({sp}_SPACE ({sp}_FROM_PREFIX expression_{at} | items_{at}))?"
+        yield f"yielded_{at}: {sp}_PREFIX_YIELD ({sp}_PREFIX_FROM expression_{at} | items_{at})?"
     if place.space is not _LINE:
         yield from _inner_rules(place)
 
@@ -252,7 +250,7 @@ def _inner_rules(place: _Place) -> Iterator[str]:
     yield f"named_{at}: {walrus}expression_{at}"
     yield f"condition_{at}: {walrus}either_{at}"
     yield f"loops_{at}: loop_{at}{{1,5}}"
-    loop = f"({sp}_SPACE {sp}_FOR | {sp}_ASYNC_FOR) targets_{at} {sp}_IN either_{at}"
+    loop = f"({sp}_SPACE {sp}_PREFIX_FOR | {sp}_ASYNC_FOR) targets_{at} {sp}_IN either_{at}"
     yield f"loop_{at}: {loop} ({sp}_IF condition_{at}){{0,5}}"
     yield f"member_{at}: named_{at} | {sp}_STAR operation_{at}"
     yield f"group_{at}: member_{at} ({sp}_COMMA member_{at})* {sp}_COMMA? | named_{at} loops_{at}"
@@ -371,10 +369,10 @@ def _simple_statements() -> Iterator[str]:
     value = "(items_l | yielded_l)"
     yield f"assignment: (targets_l L_ASSIGN){{1,5}} {value} | single_target_l ASSIGN_WITH {value}"
     yield f"annotation: single_target_l L_COLON expression_l (L_ASSIGN {value})?"
-    yield 'returned: "return" (L_SPACE items_l)?'
-    yield 'raised: "raise" (L_SPACE expression_l (L_FROM expression_l)?)?'
-    yield "asserted: /assert +/ expression_l (L_COMMA expression_l)?"
-    yield "deleted: /del +/ deleted_target (L_COMMA deleted_target)* L_COMMA?"
+    yield 'returned: /return */ items_l?'
+    yield 'raised: /raise */ (expression_l (L_FROM expression_l)?)?'
+    yield "asserted: /assert */ expression_l (L_COMMA expression_l)?"
+    yield "deleted: /del */ deleted_target (L_COMMA deleted_target)* L_COMMA?"
     yield "deleted_target: single_target_l"
     yield "dotted: NAME (/\\./ NAME)*"
     yield "imported: /import +/ dotted_as (L_COMMA dotted_as)*"
@@ -389,15 +387,15 @@ def _simple_statements() -> Iterator[str]:
 def _headers() -> Iterator[str]:
     """Write the beginnings of compound statements, up to the colon."""
     condition = "(NAME L_WALRUS)? expression_l"
-    yield f"if_header: /if +/ {condition}"
-    yield f"elif_header: /elif +/ {condition}"
+    yield f"if_header: /if */ {condition}"
+    yield f"elif_header: /elif */ {condition}"
     yield 'else_header: "else"'
-    yield f"while_header: /while +/ {condition}"
-    yield "for_header: /(async +)?for +/ targets_l L_IN items_l"
+    yield f"while_header: /while */ {condition}"
+    yield "for_header: /(async +)?for */ targets_l L_IN items_l"
     yield 'try_header: "try"'
-    yield 'except_header: "except" (L_SPACE expression_l (L_AS NAME)?)?'
+    yield 'except_header: /except */ (expression_l (L_AS NAME)?)?'
     yield 'finally_header: "finally"'
-    yield "with_header: /(async +)?with +/ with_item (L_COMMA with_item)*"
+    yield "with_header: /(async +)?with */ with_item (L_COMMA with_item)*"
     yield "with_item: expression_l (L_AS target_l)?"
     yield "def_header: /(async +)?def +/ NAME L_THEN_PAREN parameters_b1? B_CLOSE_PAREN (ARROW expression_l)?"
     yield "parameter_b1: NAME (B_COLON expression_b1)?"
