@@ -1,6 +1,6 @@
 """Grammar-constrained decoding: which token may come next, for JSON schemas, patterns, grammars, tools and Python.
 
-    Grammar ── lark_source ── checker (a process) ── GrammarCompiler ── TokenConstraint, one for each answer
+`Grammar` → `lark_source` → `checker` (a process) → `GrammarCompiler` → `TokenConstraint`, one for each answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The process that tries untrusted grammars first, where a runaway can be killed.
 
-It builds the vocabulary once and forks a child for each grammar, so that a child which is killed costs nothing but itself.
-Started by `qwenstack.engine.grammar.checker_process` as `python -m qwenstack.engine.grammar.checker`; ends when its
-standard input closes.
+It builds the vocabulary once and forks a child for each grammar, so that a child which is killed costs nothing but
+itself. Started by `qwenstack.engine.grammar.checker_process` as `python -m qwenstack.engine.grammar.checker`; ends when
+its standard input closes.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _limit_child() -> None:
     statm = Path("/proc/self/statm")
     if statm.exists():
         used = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + CHECK_MEMORY_BYTES,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (used + CHECK_MEMORY_BYTES, used + CHECK_MEMORY_BYTES))
     # Messages of a library that aborts are of no use to anyone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 

@@ -82,9 +82,9 @@ class CheckerProcess:
     @property
     def _requests(self) -> BinaryIO:
         assert self._process is not None, "started above"
-        return cast(BinaryIO, self._process.stdin)
+        return cast("BinaryIO", self._process.stdin)
 
     @property
     def _replies(self) -> BinaryIO:
         assert self._process is not None, "started above"
-        return cast(BinaryIO, self._process.stdout)
+        return cast("BinaryIO", self._process.stdout)

@@ -1,6 +1,6 @@
 """Grammars compiled beside the engine's loop, for one engine.
 
-    begin ──> thread: cache? ── checker process (500 ms, killable) ── compile (releases the GIL) ──> poll
+`begin` → a thread: known? → the checker's process (killable, 500 ms) → compile (releases the GIL) → `poll`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class GrammarCompiler:
         self._closed = False
 
     def warm_up(self) -> None:
-        """Build the vocabulary and start the checker now, beside the caller, so that the first grammar need not wait."""
+        """Build the vocabulary and start the checker now, beside the caller; the first grammar then need not wait."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="grammar", daemon=True)
             self._thread.start()

@@ -22,7 +22,8 @@ from qwenstack.engine.grammar.refusal import GrammarRefusal
 _MAX_NESTING = 64
 """Of parentheses; the parser recurses."""
 _TOKEN = re.compile(
-    r"""(?P<space>[ \t]+|\#[^\n]*)|(?P<line>\r?\n)|(?P<define>[A-Za-z][A-Za-z0-9_-]*[ \t]*::=)|(?P<name>[A-Za-z][A-Za-z0-9_-]*)
+    r"""(?P<space>[ \t]+|\#[^\n]*)|(?P<line>\r?\n)
+    |(?P<define>[A-Za-z][A-Za-z0-9_-]*[ \t]*::=)|(?P<name>[A-Za-z][A-Za-z0-9_-]*)
     |(?P<text>"(?:[^"\\\n]|\\.)*")|(?P<set>\[(?:[^\]\\\n]|\\.)*\])|(?P<repeat>[*+?]|\{[ ]*\d+[ ]*(?:,[ ]*\d*[ ]*)?\})
     |(?P<sign>[()|.])""",
     re.VERBOSE,

@@ -18,7 +18,7 @@ from qwenstack.engine.grammar.refusal import GrammarRefusal
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 WHITESPACE = r" |\n {0,32}"
-"""Between the parts of JSON: none, a space, or a new line with its indentation; a model cannot lose itself in blanks."""
+"""Between the parts of JSON: nothing, a space, or a new line and its indentation; no model gets lost in blanks."""
 
 _HOLDS = Literal["value", "schema", "schemas", "named schemas"]
 _KEYWORDS: Mapping[str, _HOLDS] = {
@@ -65,7 +65,7 @@ def parse_json(text: str, what: str) -> Json:
         GrammarRefusal: it is not JSON, nested too deep or too large; `what` names it.
     """
     try:
-        value = cast(Json, msgspec.json.decode(text))
+        value = cast("Json", msgspec.json.decode(text))
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise GrammarRefusal(f"{what} is not JSON: {error}.") from None
     count = sum(1 for _ in _nodes(value))

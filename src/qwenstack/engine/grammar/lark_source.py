@@ -14,9 +14,11 @@ from qwenstack.engine.grammar.refusal import GrammarRefusal
 from qwenstack.engine.grammar.tool_calls import tools_lark
 
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
-"""The model chooses how a text is cut into tokens; the matcher's own cut would need a second copy of the vocabulary."""
+"""The model chooses how a text is cut into tokens; for a cut of its own the matcher would need the tokenizer."""
 _EMPTY_OPTIONS = re.compile(r"^\s*%llguidance\s*\{\s*\}", re.MULTILINE)
-_RULE_OPTIONS = re.compile(r"^\s*[A-Za-z_][\w-]*\s*\[[^\]\n]*\b(stop|max_tokens|temperature|stop_capture)\b", re.MULTILINE)
+_RULE_OPTIONS = re.compile(
+    r"^\s*[A-Za-z_][\w-]*\s*\[[^\]\n]*\b(stop|max_tokens|temperature|stop_capture)\b", re.MULTILINE
+)
 
 
 def lark_of(grammar: Grammar) -> str:

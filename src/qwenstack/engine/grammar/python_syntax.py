@@ -1,23 +1,23 @@
-r'''Python's syntax as a Lark grammar, such that every text it accepts passes `ast.parse` on Python 3.11 and newer.
+r"""Python's syntax as a Lark grammar, such that every text it accepts passes `ast.parse` on Python 3.11 and newer.
 
-It is a subset: blocks are indented by four spaces, there is no `match` statement, no tab between tokens, and nesting is
-bounded, as Python's own parser bounds it. What a program may contain beside its syntax (names that exist, `return` outside
-a function) is not looked at.
+It is a subset: blocks are indented by four spaces, names are ASCII, there is no `match` statement and no tab between
+tokens, and nesting is bounded, as Python's own parser bounds it. What the compiler checks later (`return` outside a
+function) is not looked at.
 
 Two things shape the grammar:
 
-- *Space is part of the tokens.* An operator takes the spaces around it with it, so that indentation, which is space too,
-  cannot be mistaken for them. Inside brackets newlines and comments count as space, in an f-string's braces only spaces do.
+- *Space is part of the tokens.* An operator takes the spaces around it with it, so that indentation, which is space
+  too, cannot be mistaken for them. Inside brackets newlines and comments count as space, in an f-string's braces spaces.
   So expressions are written three times, by one function, once for each meaning of space.
-- *The lexer takes the longest match and never backs up.* A token must not be able to run on into something that is not
-  a token: `is` and `not` are two tokens, for a token `is not` would refuse `x is nothing`.
+- *The lexer takes the longest match and never backs up.* A token must not be able to run on into something that is no
+  token: `is` and `not` are two tokens, for one token `is not` would refuse `x is nothing`.
 
 Repetition is bounded wherever it deepens the syntax tree: `ast.parse` gives up on very deep ones.
 
     start ── statement of level k ── suite ── statements of level k + 1
                  └── expression (line) ── expression (bracket 1) ── … ── expression (bracket 12)
                                      └─── f-string ── expression (braces)
-'''
+"""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ MAX_INDENTATION = 10
 """Levels of blocks; CPython 3.11 to 3.14 allow 99. In the standard library of 3.11 no block is deeper than 10."""
 MAX_BRACKETS = 12
 """Levels of brackets in an expression; CPython's tokenizer allows 200, its parser's stack fewer."""
-_MAX_CHAIN = 60
-"""Operators, trailers or `and`s in a row on one level: each deepens the tree by one, and `ast.parse` allows about 3,000."""
+_MAX_CHAIN = 100
+"""Operators or trailers in a row on one level: each deepens the tree by one, and `ast.parse` allows about 3,000."""
 _MAX_DIGITS = 200
 """In a number; `int` refuses to read more than 4,300."""
-_F_STRING_BRACKETS = 2
+_F_STRING_BRACKETS = 3
 """Levels of brackets inside an f-string's braces."""
 
 _CONTROL = r"\x00-\x08\x0b-\x1f\x7f"
-"""A program must not hold a zero byte, a carriage return changes its lines, and the others are noise. Tab is allowed."""
+"""A program must not hold a zero byte, a carriage return changes its lines, the others are noise. Tab is allowed."""
 _COMMENT = rf"#[^\n{_CONTROL}]*"
 _NAME = "[A-Za-z_][A-Za-z0-9_]*"
 """In ASCII: names in other letters would make a third of the vocabulary possible at each expression's start."""
@@ -99,10 +99,11 @@ def _terminals() -> Iterator[str]:
 
 def _number() -> str:
     digits = rf"[0-9](_?[0-9]){{0,{_MAX_DIGITS}}}"
-    exponent = rf"[eE][-+]?[0-9](_?[0-9]){{0,4}}"
+    exponent = r"[eE][-+]?[0-9](_?[0-9]){0,4}"
     real = rf"({digits}\.({digits})?|\.{digits})({exponent})?|{digits}{exponent}"
     whole = rf"0(_?0){{0,{_MAX_DIGITS}}}|[1-9](_?[0-9]){{0,{_MAX_DIGITS}}}"
-    based = rf"0[xX](_?[0-9a-fA-F]){{1,{_MAX_DIGITS}}}|0[oO](_?[0-7]){{1,{_MAX_DIGITS}}}|0[bB](_?[01]){{1,{_MAX_DIGITS}}}"
+    some = f"{{1,{_MAX_DIGITS}}}"
+    based = rf"0[xX](_?[0-9a-fA-F]){some}|0[oO](_?[0-7]){some}|0[bB](_?[01]){some}"
     return f"{based}|{whole}|{real}|({real}|{digits})[jJ]"
 
 
@@ -152,9 +153,10 @@ def _spaced_terminals(space: _Space) -> Iterator[str]:
     for keyword in ("if", "else", "in", "as", "from"):
         yield f"{name}_{keyword.upper()}: /{some}{joined}{keyword}{some}{joined}/"
     yield f"{name}_ASYNC_FOR: /{some}async{some}for{some}/"
-    # A name may stand where these do, so that the longest match keeps them apart from names that begin like them. `for` is
-    # among them because `"a" f"b"` must not be taken for the beginning of a ` for` with its space.
-    for keyword in ("not", "await", "for", "from", "lambda", "yield"):
+    # The space before `for` is a token of its own: `"a" f"b"` must not be taken for the beginning of a ` for`.
+    yield f"{name}_FOR: /for{some}/"
+    # A name may stand where these do, so that the longest match keeps them apart from names that begin like them.
+    for keyword in ("not", "await", "from", "lambda", "yield"):
         yield f"{name}_PREFIX_{keyword.upper()}: /{keyword}{gap}/"
     inner = _BRACES if space is _BRACES else _BRACKET
     for bracket, opening, closing in (("PAREN", r"\(", r"\)"), ("SQUARE", r"\[", r"\]"), ("BRACE", r"\{", r"\}")):
@@ -168,7 +170,7 @@ def _spaced_terminals(space: _Space) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an expression stands: its rules' suffix, its space, and the place inside its brackets, if there may be any."""
+    """Where an expression stands: its rules' suffix, its space, and the place inside its brackets, if any may come."""
 
     suffix: str
     space: _Space
@@ -200,10 +202,10 @@ def _expression_rules(place: _Place) -> Iterator[str]:
     operand, negated = f"operand_{at}", f"negated_{at}"
     binary = f"({sp}_OPERATOR | {sp}_COMPARE | {sp}_IS {sp}_PREFIX_NOT?) {operand} | {sp}_AND_OR {negated}"
     lambdas = "" if place.is_in_braces else f"lambda_{at}{{0,2}} "
-    yield f"expression_{at}: {lambdas}{negated} ({binary} | {sp}_IF either_{at} {sp}_ELSE {negated})*"
-    yield f"either_{at}: {negated} ({binary})*"
+    yield f"expression_{at}: {lambdas}{negated} ({binary} | {sp}_IF either_{at} {sp}_ELSE {negated}){{0,{_MAX_CHAIN}}}"
+    yield f"either_{at}: {negated} ({binary}){{0,{_MAX_CHAIN}}}"
     yield f"{negated}: {sp}_PREFIX_NOT{{0,3}} {operand}"
-    yield f"operation_{at}: {operand} ({sp}_OPERATOR {operand})*"
+    yield f"operation_{at}: {operand} ({sp}_OPERATOR {operand}){{0,{_MAX_CHAIN}}}"
     yield f"{operand}: {sp}_SIGN? ({sp}_PREFIX_AWAIT? primary_{at} | NUMBER)"
     trailers = f"{sp}_DOT NAME"
     atoms = f"NAME | CONSTANT | {place.strings}"
@@ -212,7 +214,7 @@ def _expression_rules(place: _Place) -> Iterator[str]:
         atoms += f" | display_{at}"
         yield f"subscript_{at}: {sp}_THEN_SQUARE slices_{place.inside} {_close(place, 'SQUARE')}"
         yield from _display_rules(place)
-    yield f"primary_{at}: ({atoms}) ({trailers})*"
+    yield f"primary_{at}: ({atoms}) ({trailers}){{0,{_MAX_CHAIN}}}"
     yield from _target_rules(place)
     if not place.is_in_braces:
         yield f"lambda_{at}: {sp}_PREFIX_LAMBDA lambda_parameters_{at}? {sp}_COLON"
@@ -250,7 +252,7 @@ def _inner_rules(place: _Place) -> Iterator[str]:
     yield f"named_{at}: {walrus}expression_{at}"
     yield f"condition_{at}: {walrus}either_{at}"
     yield f"loops_{at}: loop_{at}{{1,5}}"
-    loop = f"({sp}_SPACE {sp}_PREFIX_FOR | {sp}_ASYNC_FOR) targets_{at} {sp}_IN either_{at}"
+    loop = f"({sp}_SPACE {sp}_FOR | {sp}_ASYNC_FOR) targets_{at} {sp}_IN either_{at}"
     yield f"loop_{at}: {loop} ({sp}_IF condition_{at}){{0,5}}"
     yield f"member_{at}: named_{at} | {sp}_STAR operation_{at}"
     yield f"group_{at}: member_{at} ({sp}_COMMA member_{at})* {sp}_COMMA? | named_{at} loops_{at}"
@@ -287,7 +289,8 @@ def _target_rules(place: _Place) -> Iterator[str]:
             f" | {sp}_OPEN_SQUARE targets_{inside} {_close(place, 'SQUARE')}"
         )
     some_target = f"({sp}_STAR? target_{at})"
-    yield f"targets_{at}: target_{at} | {some_target} {sp}_COMMA ({some_target} ({sp}_COMMA {some_target})* {sp}_COMMA?)?"
+    several = f"{some_target} {sp}_COMMA ({some_target} ({sp}_COMMA {some_target})* {sp}_COMMA?)?"
+    yield f"targets_{at}: target_{at} | {several}"
 
 
 def _parameters(at: str, sp: str, *, prefix: str, parameter: str, starred: str) -> Iterator[str]:
@@ -321,7 +324,7 @@ def _f_strings() -> Iterator[str]:
     yield "CONVERSION: /![rsa]/"
     yield "DEBUG: / *= */"
     yield "SPEC_COLON: / *:/"
-    for letter, quote, other in (("d", r"\x22", "'"), ("s", "'", r"\x22")):
+    for letter, quote in (("d", r"\x22"), ("s", "'")):
         upper = letter.upper()
         yield f"PLAIN_{upper}: /{quote}[^\\x22'\\\\#{{}}\\n{_CONTROL}]*{quote}/"
         raw = rf"\\[^{quote}{{}}\n{_CONTROL}]"
@@ -369,8 +372,8 @@ def _simple_statements() -> Iterator[str]:
     value = "(items_l | yielded_l)"
     yield f"assignment: (targets_l L_ASSIGN){{1,5}} {value} | single_target_l ASSIGN_WITH {value}"
     yield f"annotation: single_target_l L_COLON expression_l (L_ASSIGN {value})?"
-    yield 'returned: /return */ items_l?'
-    yield 'raised: /raise */ (expression_l (L_FROM expression_l)?)?'
+    yield "returned: /return */ items_l?"
+    yield "raised: /raise */ (expression_l (L_FROM expression_l)?)?"
     yield "asserted: /assert */ expression_l (L_COMMA expression_l)?"
     yield "deleted: /del */ deleted_target (L_COMMA deleted_target)* L_COMMA?"
     yield "deleted_target: single_target_l"
@@ -393,7 +396,7 @@ def _headers() -> Iterator[str]:
     yield f"while_header: /while */ {condition}"
     yield "for_header: /(async +)?for */ targets_l L_IN items_l"
     yield 'try_header: "try"'
-    yield 'except_header: /except */ (expression_l (L_AS NAME)?)?'
+    yield "except_header: /except */ (expression_l (L_AS NAME)?)?"
     yield 'finally_header: "finally"'
     yield "with_header: /(async +)?with */ with_item (L_COMMA with_item)*"
     yield "with_item: expression_l (L_AS target_l)?"

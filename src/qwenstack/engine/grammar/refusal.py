@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class GrammarRefusal(Exception):
+class GrammarRefusal(Exception):  # noqa: N818 - a refusal is what it is called everywhere
     """A caller's grammar is wrong, too large or cannot be expressed; becomes a `RequestError` with this sentence."""

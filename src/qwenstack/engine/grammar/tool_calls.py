@@ -1,8 +1,6 @@
-"""The calls of tools in an answer, in the form Qwen models are trained on (Hermes): free text around
+"""The calls of tools in an answer, in the form that Qwen models are trained on (Hermes), with free text around.
 
-    <tool_call>
-    {"name": "get_weather", "arguments": {"city": "Paris"}}
-    </tool_call>
+A call is three lines: `<tool_call>`, `{"name": "get_weather", "arguments": {"city": "Paris"}}` and `</tool_call>`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the engine and the process that checks grammars say to each other: length-prefixed msgspec structs over pipes."""
+"""What the engine and the process that checks grammars say to each other: msgspec structs over pipes, length first."""
 
 from __future__ import annotations
 
