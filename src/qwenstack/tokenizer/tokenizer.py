@@ -102,6 +102,11 @@ class Tokenizer:
         """Whether the token steers and is left out of text (`<|im_end|>` is, `<think>` is not)."""
         return self._vocabulary.is_special(token_id)
 
+    @cached_property
+    def added_token_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are matched as a whole, such as `<|im_start|>` and `<think>`."""
+        return frozenset(token.id for token in self._vocabulary.added_tokens.values())
+
     def id_of_added(self, text: str) -> int | None:
         """Return the id of an added token such as `<think>`; None if this model has no such token."""
         return self._vocabulary.id_of_added(text)

@@ -1,0 +1,209 @@
+"""Grammars compiled beside the engine's loop, for one engine.
+
+`begin` → a thread: known? → the checker's process (killable, 500 ms) → compile (releases the GIL) → `poll`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from qwenstack.core.errors import CapacityError, QwenStackError, RequestError
+from qwenstack.core.grammar import Grammar
+from qwenstack.engine.grammar.checker_process import CheckerProcess
+from qwenstack.engine.grammar.constraint import MatcherVocabulary, TokenConstraint
+from qwenstack.engine.grammar.lark_source import lark_of
+from qwenstack.engine.grammar.limits import CACHE_BYTES, MAX_PENDING
+from qwenstack.engine.grammar.token_table import TokenTable, matcher_vocabulary, token_table
+from qwenstack.engine.grammar.wire import Unusable, Usable
+from qwenstack.tokenizer import Tokenizer
+
+_ENTRY_BYTES = 64 << 10
+"""Charged for each entry beside what was measured, which counts in pages and is nothing for small grammars."""
+_OWN_KINDS = frozenset({"python", "json_object"})
+"""Written here, not by callers: nothing to check."""
+_OWN_BYTES = 8 << 20
+"""What Python's grammar holds when compiled."""
+Compiled = TokenConstraint | QwenStackError
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    key: Hashable
+    grammar: Grammar
+
+
+class GrammarCompiler:
+    """Turns grammars into constraints without holding up whoever asks; its methods are called from one thread.
+
+    Nothing is built before the first `begin` or `warm_up`: no process, no thread, no vocabulary.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, cache_bytes: int = CACHE_BYTES) -> None:
+        """Remember the vocabulary's owner."""
+        self._tokenizer = tokenizer
+        self._cache = _Cache(cache_bytes)
+        self._changed = threading.Condition()
+        self._jobs: deque[_Job] = deque()
+        self._running: _Job | None = None
+        self._done: deque[tuple[Hashable, Compiled]] = deque()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def warm_up(self) -> None:
+        """Build the vocabulary and start the checker now, beside the caller; the first grammar then need not wait."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="grammar", daemon=True)
+            self._thread.start()
+
+    def begin(self, key: Hashable, grammar: Grammar) -> None:
+        """Ask for a constraint; `poll` returns it under this key, at once if the grammar was compiled before.
+
+        Raises:
+            CapacityError: too many grammars wait already.
+        """
+        known = self._cache.get(grammar)
+        with self._changed:
+            if known is not None:
+                self._done.append((key, known))
+                self._changed.notify_all()
+                return
+            if len(self._jobs) >= MAX_PENDING:
+                raise CapacityError(f"{MAX_PENDING} grammars are waiting to be compiled; try again in a moment.")
+            self._jobs.append(_Job(key, grammar))
+            self._changed.notify_all()
+        self.warm_up()
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether a key was begun and not returned by `poll` yet."""
+        with self._changed:
+            return bool(self._jobs or self._running or self._done)
+
+    def poll(self) -> list[tuple[Hashable, Compiled]]:
+        """Return what is ready: constraints, and errors to be raised for their requests."""
+        with self._changed:
+            ready = list(self._done)
+            self._done.clear()
+        return ready
+
+    def wait_for_one(self, timeout_s: float | None = None) -> None:
+        """Wait until `poll` has something, nothing is pending, or the time is up."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while not self._done and (self._jobs or self._running):
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return
+                self._changed.wait(left)
+
+    def cancel(self, key: Hashable) -> None:
+        """Forget a key, wherever it is."""
+        with self._changed:
+            self._jobs = deque(job for job in self._jobs if job.key != key)
+            self._done = deque(entry for entry in self._done if entry[0] != key)
+            if self._running is not None and self._running.key == key:
+                self._running = None
+
+    def close(self) -> None:
+        """Stop thread and process."""
+        with self._changed:
+            self._closed = True
+            self._jobs.clear()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        """Run on the thread: build once, then take job after job."""
+        table = token_table(self._tokenizer)
+        checker = CheckerProcess(table)
+        try:
+            checker.start()
+            vocabularies = _Vocabularies(table)
+            while (job := self._next_job()) is not None:
+                result = self._compile(job.grammar, checker, vocabularies)
+                with self._changed:
+                    if self._running is job:
+                        self._done.append((job.key, result))
+                    self._running = None
+                    self._changed.notify_all()
+        finally:
+            checker.stop()
+
+    def _next_job(self) -> _Job | None:
+        with self._changed:
+            while not self._jobs and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            self._running = self._jobs.popleft()
+            return self._running
+
+    def _compile(self, grammar: Grammar, checker: CheckerProcess, vocabularies: _Vocabularies) -> Compiled:
+        known = self._cache.get(grammar)
+        if known is not None:
+            return known
+        try:
+            is_own = grammar.kind in _OWN_KINDS
+            checked = Usable(lark_of(grammar), _OWN_BYTES) if is_own else checker.check(grammar)
+            if isinstance(checked, Unusable):
+                refusal = _refusal(checked.reason)
+                if checked.is_certain:
+                    self._cache.put(grammar, refusal, 0)
+                return refusal
+            constraint = TokenConstraint(checked.lark, vocabularies.of(grammar), is_own=is_own)
+            self._cache.put(grammar, constraint, checked.memory_bytes)
+            return constraint.clone()
+        except QwenStackError as error:
+            return error
+
+
+def _refusal(reason: str) -> RequestError:
+    return RequestError(reason, param="grammar", code="invalid_grammar")
+
+
+class _Vocabularies:
+    """The matcher's vocabulary, built once, with the ids that each kind of grammar may use."""
+
+    def __init__(self, table: TokenTable) -> None:
+        tokens = matcher_vocabulary(table)
+        eos_token_ids = frozenset(table.eos_token_ids)
+        self._usual = MatcherVocabulary(tokens, eos_token_ids, table.usable_words)
+        self._with_markers = MatcherVocabulary(tokens, eos_token_ids, table.usable_words_with_markers)
+
+    def of(self, grammar: Grammar) -> MatcherVocabulary:
+        return self._with_markers if grammar.kind == "tools" else self._usual
+
+
+class _Cache:
+    """Compiled grammars and refusals by content, least recently used first, bounded in bytes; safe between threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._used_bytes = 0
+        self._entries: OrderedDict[Grammar, tuple[Compiled, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, grammar: Grammar) -> Compiled | None:
+        """Return a constraint of its own for each caller, or the refusal."""
+        with self._lock:
+            entry = self._entries.get(grammar)
+            if entry is None:
+                return None
+            self._entries.move_to_end(grammar)
+            compiled, _ = entry
+            return compiled.clone() if isinstance(compiled, TokenConstraint) else _refusal(str(compiled))
+
+    def put(self, grammar: Grammar, compiled: Compiled, memory_bytes: int) -> None:
+        with self._lock:
+            size = memory_bytes + len(grammar.source) + _ENTRY_BYTES
+            _, previous = self._entries.pop(grammar, (None, 0))
+            self._entries[grammar] = compiled, size
+            self._used_bytes += size - previous
+            while self._used_bytes > self._max_bytes:
+                _, (_, oldest) = self._entries.popitem(last=False)
+                self._used_bytes -= oldest

@@ -1,0 +1,156 @@
+"""What may come next in one answer, as a mask over the logits."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+
+from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.engine.grammar.limits import parser_limits
+
+_SPARSE = 4
+"""Where fewer than one word in four of a mask differs from all or nothing, single ids are written, not a whole row."""
+_ALL = np.uint32(0xFFFFFFFF)
+_BANNED = np.float32(-np.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class MatcherVocabulary:
+    """A model's vocabulary in the matcher's form, and which ids a grammar may use."""
+
+    tokens: LLTokenizer
+    eos_token_ids: frozenset[int]
+    usable_words: np.ndarray
+    """`[W]` uint32, bit i of word w for id 32 w + i; read only."""
+
+
+class TokenConstraint:
+    """One answer's place in its grammar; depends on nothing but the tokens accepted so far.
+
+    Raises:
+        RequestError: the grammar cannot be compiled.
+    """
+
+    def __init__(self, lark: str, vocabulary: MatcherVocabulary, *, is_own: bool = False) -> None:
+        """Compile; takes up to half a second and releases the GIL meanwhile. Use `clone` for each answer."""
+        self._vocabulary = vocabulary
+        self._matcher = LLMatcher(vocabulary.tokens, lark, log_level=0, limits=parser_limits(is_own=is_own))
+        self._words = np.empty(len(vocabulary.usable_words), np.uint32)
+        self._ended = False
+        self._raise_if_failed()
+
+    def clone(self) -> TokenConstraint:
+        """Return an independent constraint at the same place; takes microseconds."""
+        twin = copy(self)
+        twin.__dict__.update(_matcher=self._matcher.deep_copy(), _words=np.empty_like(self._words))
+        return twin
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the text may end here."""
+        return self._ended or self._matcher.is_accepting()
+
+    @property
+    def must_end(self) -> bool:
+        """Whether nothing but an end token may follow, whatever `min_tokens` or `ignore_eos` say."""
+        return self._ended or self._matcher.is_stopped()
+
+    def mask_logits(self, logits_V: np.ndarray) -> np.ndarray:
+        """Return a copy with minus infinity for each token that may not come next.
+
+        Shapes: `logits_V` `[V]` float32, read only; rows from the vocabulary's end on are padding and never allowed.
+
+        Raises:
+            RequestError: the grammar is too complex at this place, or leaves no token at all.
+        """
+        words = self.allowed_words()
+        masked_V = _masked(logits_V, words)
+        if len(logits_V) > 32 * len(words):
+            masked_V[32 * len(words) :] = _BANNED
+        return masked_V
+
+    def allowed_words(self) -> np.ndarray:
+        """Return the mask itself, `[W]` uint32, bit i of word w for id 32 w + i; valid until the next call.
+
+        Raises:
+            RequestError: the grammar is too complex at this place, or leaves no token at all.
+        """
+        words = self._words
+        try:
+            self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        except ValueError:
+            self._raise_if_failed()
+            raise
+        self._raise_if_failed()
+        np.bitwise_and(words, self._vocabulary.usable_words, out=words)
+        if not words.any():
+            raise RequestError(
+                "The grammar leaves no token that could come next; it asks for a control token or contradicts itself.",
+                param="grammar",
+                code="grammar_dead_end",
+            )
+        return words
+
+    def accept(self, token_id: int) -> None:
+        """Move on by a token that was chosen; tokens after the end are of no interest.
+
+        Raises:
+            RequestError: the grammar is too complex at this place.
+            EngineError: the mask did not allow the token.
+        """
+        if self._ended:
+            return
+        if token_id in self._vocabulary.eos_token_ids and self._matcher.is_accepting():
+            self._ended = True
+            return
+        if not self._matcher.consume_token(token_id):
+            self._raise_if_failed(token_id)
+
+    def forced_token_ids(self, limit: int) -> list[int]:
+        """Return at most `limit` tokens of the text that must follow, cut by longest match: a guess for drafts."""
+        if self._ended or limit <= 0:
+            return []
+        forced = self._matcher.compute_ff_bytes()
+        text = forced.decode(errors="ignore")
+        return self._vocabulary.tokens.greedy_tokenize(text)[:limit] if text else []
+
+    def _raise_if_failed(self, token_id: int | None = None) -> None:
+        if not self._matcher.is_error():
+            return
+        message = self._matcher.get_error().strip().split("\n")[0][:300]
+        reason = self._matcher.stop_reason()
+        if token_id is not None and reason not in {"ParserTooComplex", "LexerTooComplex"}:
+            raise EngineError(f"Token {token_id} was chosen, which the grammar's mask does not allow: {message}")
+        raise RequestError(f"The grammar cannot be used: {message}", param="grammar", code="invalid_grammar")
+
+
+def _masked(logits_V: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Write whichever set of ids is smaller, those that stay or those that go."""
+    limit = len(words) // _SPARSE
+    some = np.flatnonzero(words)
+    if len(some) < limit:
+        masked_V = np.full(len(logits_V), _BANNED, np.float32)
+        ids = _ids_of(words, some)
+        ids = ids[ids < len(logits_V)]
+        masked_V[ids] = logits_V[ids]
+        return masked_V
+    not_all = np.flatnonzero(words != _ALL)
+    if len(not_all) < limit:
+        masked_V = logits_V.astype(np.float32)
+        ids = _ids_of(~words, not_all)
+        masked_V[ids[ids < len(logits_V)]] = _BANNED
+        return masked_V
+    allowed = np.unpackbits(words.view(np.uint8), bitorder="little").view(bool)[: len(logits_V)]
+    masked_V = np.full(len(logits_V), _BANNED, np.float32)
+    np.copyto(masked_V[: len(allowed)], logits_V[: len(allowed)], where=allowed)
+    return masked_V
+
+
+def _ids_of(words: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the ids whose bits are set in the words at these places."""
+    bits = np.unpackbits(words[places].view(np.uint8), bitorder="little").reshape(-1, 32)
+    rows, columns = np.nonzero(bits)
+    return places[rows] * 32 + columns

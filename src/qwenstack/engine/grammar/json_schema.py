@@ -1,0 +1,170 @@
+"""JSON schemas that can be held to: which keywords are known, how large a schema may be, how it is written into Lark.
+
+The matcher knows most of draft 2020-12 and refuses some of the rest; what would be silently ignored is refused here, by
+name. A schema is JSON from an untrusted caller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Literal, cast
+
+import msgspec
+
+from qwenstack.engine.grammar.limits import MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES
+from qwenstack.engine.grammar.refusal import GrammarRefusal
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+WHITESPACE = r" |\n {0,32}"
+"""Between the parts of JSON: nothing, a space, or a new line and its indentation; no model gets lost in blanks."""
+
+_HOLDS = Literal["value", "schema", "schemas", "named schemas"]
+_KEYWORDS: Mapping[str, _HOLDS] = {
+    "additionalProperties": "schema",
+    "allOf": "schemas",
+    "anyOf": "schemas",
+    "const": "value",
+    "$defs": "named schemas",
+    "definitions": "named schemas",
+    "enum": "value",
+    "exclusiveMaximum": "value",
+    "exclusiveMinimum": "value",
+    "format": "value",
+    "items": "schema",
+    "maximum": "value",
+    "maxItems": "value",
+    "maxLength": "value",
+    "maxProperties": "value",
+    "minimum": "value",
+    "minItems": "value",
+    "minLength": "value",
+    "minProperties": "value",
+    "multipleOf": "value",
+    "oneOf": "schemas",
+    "pattern": "value",
+    "patternProperties": "named schemas",
+    "prefixItems": "schemas",
+    "properties": "named schemas",
+    "$ref": "value",
+    "required": "value",
+    "type": "value",
+}
+_REMARKS = frozenset(
+    {"$comment", "$id", "$schema", "default", "deprecated", "description", "discriminator", "example", "examples"}
+    | {"readOnly", "title", "writeOnly", "contentMediaType", "contentEncoding"}
+)
+"""Keywords that say nothing about which values fit."""
+
+
+def parse_json(text: str, what: str) -> Json:
+    """Read JSON from a caller.
+
+    Raises:
+        GrammarRefusal: it is not JSON, nested too deep or too large; `what` names it.
+    """
+    try:
+        value = cast("Json", msgspec.json.decode(text))
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise GrammarRefusal(f"{what} is not JSON: {error}.") from None
+    count = sum(1 for _ in _nodes(value))
+    if count > MAX_SCHEMA_NODES:
+        raise GrammarRefusal(f"{what} has {count} values; at most {MAX_SCHEMA_NODES} are taken.")
+    return value
+
+
+def check_schema(schema: Json, place: str = "#", *, root: str = "#", depth: int = 0) -> Json:
+    """Return a schema without its remarks, its references moved below `root`.
+
+    Args:
+        schema: what the caller sent.
+        place: where it stands, for the error.
+        root: where the schema's own root will stand in the one that is compiled.
+        depth: schemas around this one.
+
+    Raises:
+        GrammarRefusal: it is not a schema, nested too deep, or has a keyword that cannot be held to.
+    """
+    if isinstance(schema, bool):
+        return schema
+    if not isinstance(schema, dict):
+        raise GrammarRefusal(f"The JSON schema has {json.dumps(schema)[:60]} at `{place}`, where a schema must stand.")
+    if depth > MAX_SCHEMA_DEPTH:
+        raise GrammarRefusal(f"The JSON schema is nested deeper than {MAX_SCHEMA_DEPTH} schemas, at `{place}`.")
+    checked: dict[str, Json] = {}
+    for keyword, value in schema.items():
+        if keyword in _REMARKS or (keyword.startswith("x-") and keyword != "x-guidance"):
+            continue
+        below = f"{place}/{keyword}"
+        checked[keyword] = _check_keyword(keyword, value, below, root=root, depth=depth)
+    _check_num_properties(checked, place)
+    return checked
+
+
+def schema_lark(schema: Json) -> str:
+    """Return a checked schema as a part of a Lark rule."""
+    options: Json = {"whitespace_pattern": WHITESPACE}
+    whole: dict[str, Json] = {"x-guidance": options}
+    if isinstance(schema, dict):
+        whole |= schema
+    else:
+        whole |= {} if schema else {"anyOf": []}
+    return f"%json {json.dumps(whole)}"
+
+
+def _check_keyword(keyword: str, value: Json, place: str, *, root: str, depth: int) -> Json:
+    if keyword == "uniqueItems" and value is False:
+        return False
+    holds = _KEYWORDS.get(keyword)
+    if holds is None:
+        raise GrammarRefusal(
+            f"The JSON schema uses `{keyword}` at `{place}`, which cannot be held to while generating; leave it out."
+        )
+    if keyword == "$ref":
+        return _moved_reference(value, place, root)
+    if holds == "schema":
+        return check_schema(value, place, root=root, depth=depth + 1)
+    if holds == "schemas":
+        if not isinstance(value, list):
+            raise GrammarRefusal(f"The JSON schema has no list at `{place}`.")
+        return [check_schema(one, f"{place}/{i}", root=root, depth=depth + 1) for i, one in enumerate(value)]
+    if holds == "named schemas":
+        if not isinstance(value, dict):
+            raise GrammarRefusal(f"The JSON schema has no object at `{place}`.")
+        return {key: check_schema(one, f"{place}/{key}", root=root, depth=depth + 1) for key, one in value.items()}
+    return value
+
+
+def _moved_reference(value: Json, place: str, root: str) -> str:
+    if not isinstance(value, str) or not (value == "#" or value.startswith("#/")):
+        raise GrammarRefusal(
+            f"The JSON schema refers to {json.dumps(value)[:100]} at `{place}`; only references into itself, "
+            "such as `#/$defs/name`, are followed."
+        )
+    return root + value[1:]
+
+
+def _check_num_properties(schema: dict[str, Json], place: str) -> None:
+    """Drop a `minProperties` that `required` implies; refuse others: a free key may come twice and count once."""
+    least, required = schema.get("minProperties"), schema.get("required")
+    if not isinstance(least, int):
+        return
+    if least <= (len(required) if isinstance(required, list) else 0):
+        del schema["minProperties"]
+    elif least > 1:
+        raise GrammarRefusal(
+            f"The JSON schema asks for {least} properties at `{place}/minProperties`; at most 1, or as many as are "
+            "`required`, can be held to."
+        )
+
+
+def _nodes(value: Json) -> Iterator[None]:
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        yield None
+        if isinstance(one, list):
+            pending.extend(one)
+        elif isinstance(one, dict):
+            pending.extend(one.values())

@@ -1,0 +1,80 @@
+"""The calls of tools in an answer, in the form that Qwen models are trained on (Hermes), with free text around.
+
+A call is three lines: `<tool_call>`, `{"name": "get_weather", "arguments": {"city": "Paris"}}` and `</tool_call>`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from qwenstack.engine.grammar.json_schema import Json, check_schema, parse_json, schema_lark
+from qwenstack.engine.grammar.limits import MAX_TOOLS
+from qwenstack.engine.grammar.refusal import GrammarRefusal
+from qwenstack.engine.grammar.token_table import TOOL_CALL_BEGIN, TOOL_CALL_END
+
+_NAME = re.compile(r"[a-zA-Z0-9_.\-]{1,64}")
+"""OpenAI's form of function names, and dots, which tool servers use."""
+_NO_PARAMETERS: Json = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def tools_lark(source: str, required_tool: str | None) -> str:
+    """Return the grammar of an answer that may call, or with `required_tool` must call, functions.
+
+    Raises:
+        GrammarRefusal: the list or one of its schemas is wrong, or no function has the required name.
+    """
+    functions = _functions(source)
+    if required_tool not in {None, "*"}:
+        if required_tool not in functions:
+            raise GrammarRefusal(f"`tool_choice` names {required_tool!r}; the tools are {', '.join(functions)}.")
+        functions = {required_tool: functions[required_tool]}
+    names = [f"function_{index}" for index in range(len(functions))]
+    rules = [f"{rule}: {schema_lark(schema)}" for rule, schema in zip(names, functions.values(), strict=True)]
+    begin, end = json.dumps(TOOL_CALL_BEGIN), json.dumps(TOOL_CALL_END)
+    rules += [f"function: {' | '.join(names)}", f"rest_of_call: /\\n?/ function /\\n?/ {end}"]
+    if required_tool is None:
+        rules += [
+            "start: (text_and_begin rest_of_call)* TEXT",
+            f"text_and_begin[lazy]: /(?s:.*){re.escape(TOOL_CALL_BEGIN)}/",
+            f"TEXT: /(?s:.*)/ & ~/(?s:.*){re.escape(TOOL_CALL_BEGIN)}(?s:.*)/",
+        ]
+    else:
+        more = f'("\\n" {begin} rest_of_call)*' if required_tool == "*" else ""
+        rules += [f"start: {begin} rest_of_call {more}"]
+    return "\n".join(rules) + "\n"
+
+
+def _functions(source: str) -> dict[str, Json]:
+    """Return the schema of each function's call, by the function's name."""
+    tools = parse_json(source, "The list of tools")
+    if not isinstance(tools, list) or not 0 < len(tools) <= MAX_TOOLS:
+        raise GrammarRefusal(f"`tools` must be a list of 1 to {MAX_TOOLS} functions.")
+    functions: dict[str, Json] = {}
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise GrammarRefusal(
+                f"A tool is {json.dumps(tool)[:100]}; it must be `{{'type': 'function', 'function': {{'name': ...}}}}` "
+                "with a name of 1 to 64 letters, digits, `_`, `-` and `.`."
+            )
+        if name in functions:
+            raise GrammarRefusal(f"Two tools have the name {name!r}.")
+        functions[name] = _call_schema(name, function.get("parameters"))
+    return functions
+
+
+def _call_schema(name: str, parameters: Json) -> Json:
+    try:
+        arguments = check_schema(
+            _NO_PARAMETERS if parameters is None else parameters, root="#/properties/arguments", depth=1
+        )
+    except GrammarRefusal as refusal:
+        raise GrammarRefusal(f"The parameters of the tool {name!r} cannot be used. {refusal}") from None
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
