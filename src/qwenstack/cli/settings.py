@@ -61,6 +61,10 @@ class EngineSettings:
     """Answers to prompts of at most this many tokens are computed at 16 bits, whatever activation_bits says."""
     isa: Literal["auto", "avx512", "avx2", "scalar", "reference"] = "auto"
     """Instruction set of the kernels; auto: the best that this CPU has."""
+    speculation: Literal["ngram", "off"] = "ngram"
+    """ngram: guess that text goes on as it did before, and check several tokens at once; never changes a result."""
+    draft_model_path: Annotated[Path, Trait.PERSONAL] | None = None
+    """Small model of the same vocabulary that guesses instead; none: no second model."""
     prefix_cache_disk_bytes: Annotated[int, Between(low=0, high=1 << 50)] = 4 << 30
     """Disk space for keys and values of earlier prompts, which begin the answers to later ones; 0 keeps none."""
     prefix_cache_dir: Annotated[Path | None, Trait.PERSONAL] = None

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from qwenstack.core.errors import EngineError, RequestError
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 """`stop`: end token or stop string; `length`: `max_tokens` or the context; `abort`: cancelled; `error`: a failure."""
 
@@ -63,6 +65,40 @@ class OutputDelta:
     """On the first delta, where asked for: one for each prompt token, None for the first."""
     error: str | None = None
     """What went wrong, where `finish_reason` is `error`."""
+    error_code: str | None = None
+    """OpenAI's word for it, where the request is to blame rather than the engine."""
+    error_param: str | None = None
+    """The field to blame."""
+
+
+def failed_delta(request_id: str, index: int, error: Exception) -> OutputDelta:
+    """Return the last delta of an answer that came to no good end."""
+    if isinstance(error, RequestError):
+        return OutputDelta(
+            request_id=request_id,
+            index=index,
+            finish_reason="error",
+            error=str(error),
+            error_code=error.code or "invalid_value",
+            error_param=error.param,
+        )
+    return OutputDelta(
+        request_id=request_id, index=index, finish_reason="error", error=f"{type(error).__name__}: {error}"
+    )
+
+
+def raise_if_failed(delta: OutputDelta) -> None:
+    """Raise what a delta reports.
+
+    Raises:
+        RequestError: the request is to blame.
+        EngineError: the engine is.
+    """
+    if delta.finish_reason != "error":
+        return
+    if delta.error_code is not None:
+        raise RequestError(delta.error or "", param=delta.error_param, code=delta.error_code)
+    raise EngineError(delta.error or "The computation failed.")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from qwenstack.core import errors
 from qwenstack.core.errors import EngineError, QwenStackError, RequestError
 from qwenstack.core.messages import Message
-from qwenstack.core.outputs import OutputDelta
+from qwenstack.core.outputs import OutputDelta, raise_if_failed
 from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
@@ -168,9 +168,8 @@ class EngineClient:
                 if isinstance(update, QwenStackError):
                     num_open = 0
                     raise update
-                if update.finish_reason == "error":
-                    raise EngineError(update.error or "The computation failed.")
                 num_open -= update.finish_reason is not None
+                raise_if_failed(update)
                 yield update
         finally:
             process.forget(request.request_id, abort=num_open > 0)

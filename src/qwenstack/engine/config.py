@@ -34,8 +34,8 @@ class EngineConfig:
     """Prompt and answer together, in tokens; None: as many as the model was trained for, or as
     fit into memory."""
     yarn_factor: float | None = None
-    """Stretch the context by this factor with YaRN; None: as the model's files say. Short texts suffer a little, so only
-    where `max_model_len` demands it."""
+    """Stretch the context by this factor with YaRN; None: as the model's files say. Short texts suffer a little, so
+    only where `max_model_len` demands it."""
     kv_cache_memory_bytes: int | None = None
     """Memory for keys and values; None: enough for four full contexts, at most a quarter of what is free."""
     max_num_seqs: int = 64
@@ -61,6 +61,10 @@ class EngineConfig:
     """Answers to prompts of at most this many tokens are computed at 16 bits, whatever `activation_bits` says."""
     isa: IsaName = "auto"
     """Instruction set of the kernels; `reference` is the readable numpy twin."""
+    speculation: Literal["ngram", "off"] = "ngram"
+    """`ngram`: guess that text goes on as it did before, where that pays; never changes a result."""
+    draft_model_path: Path | None = None
+    """A small model of the same vocabulary that guesses instead; None: `speculation` says."""
     prefix_cache_disk_bytes: int = 4 << 30
     """Disk space for cached prefixes; 0: none are kept beyond the memory."""
     prefix_cache_dir: Path | None = None
@@ -74,6 +78,7 @@ class EngineConfig:
             ("weight_format", get_args(WeightFormat)),
             ("kv_cache_dtype", get_args(KVCacheDtype)),
             ("isa", get_args(IsaName)),
+            ("speculation", ("ngram", "off")),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")

@@ -25,7 +25,6 @@ from qwenstack.core.outputs import FinishReason, OutputDelta, failed_delta
 from qwenstack.core.protocols import AdapterInfo, EngineStats
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
-from qwenstack.engine.adapters import AdapterSet
 from qwenstack.engine.answer import AnswerStream, Release
 from qwenstack.engine.batch import Work, build_batch
 from qwenstack.engine.grammar import GrammarCompiler, TokenConstraint
@@ -80,7 +79,6 @@ class Engine:
         roots: PrefixRoots | None = None,
         store: BlockStore | None = None,
         speculator: Speculator | None = None,
-        adapters: AdapterSet | None = None,
         grammars: GrammarCompiler | None = None,
         journal: Journal = SILENT,
         recorder: StepRecorder = SILENT,
@@ -93,7 +91,6 @@ class Engine:
             roots: names of cached prefixes that other processes give too; None: names of this engine alone.
             store: where cached blocks outlive the memory; needs `roots`.
             speculator: guesses tokens ahead; None: nobody does.
-            adapters: LoRA adapters that requests may name; None: there are none.
             grammars: compiles what answers must look like; None: it is made when first needed.
             journal: is told what comes and goes.
             recorder: is told who is computed.
@@ -104,7 +101,7 @@ class Engine:
         self._roots = roots or PrefixRoots.of_one_process()
         self._blocks = KVBlocks(model.kv_cache, store)
         self._speculator = speculator
-        self._adapters = adapters
+        self._adapters = model.adapters
         self._grammars = grammars or GrammarCompiler(model.tokenizer)
         self._journal, self._recorder, self._clock = journal, recorder, clock
         self._compiling: dict[int, Sequence] = {}
@@ -217,6 +214,7 @@ class Engine:
         if self._adapters is None:
             raise CapacityError("This engine was started without room for adapters.")
         self._adapters.load(name, path)
+        self._journal.adapter_loaded(self._counts.steps, name, path, self._adapters.get(name).digest)
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; requests that use it run to their end.
@@ -227,6 +225,7 @@ class Engine:
         if self._adapters is None:
             raise _no_adapter(name)
         self._adapters.unload(name)
+        self._journal.adapter_unloaded(self._counts.steps, name)
 
     def adapters(self) -> list[AdapterInfo]:
         """Return the adapters that requests may name."""
@@ -315,7 +314,7 @@ class Engine:
     # ---- deciding ----
 
     def _guess(self) -> dict[int, list[int]]:
-        """Return tokens that will probably follow in those that decode, by key: what must follow, or what a guess says."""
+        """Return what probably follows in those that decode, by key: what must follow, or what a guess says."""
         drafts: dict[int, list[int]] = {}
         requests: list[DraftRequest] = []
         for sequence in self._running.values():

@@ -7,24 +7,26 @@ print(llm.generate("def fib(n):", SamplingParams(temperature=0, max_tokens=64))[
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack, cast
 
-from qwenstack.core.errors import ConfigError, EngineError, RequestError
+from qwenstack.core.errors import ConfigError, RequestError
 from qwenstack.core.messages import Message, parse_messages
-from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput
+from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput, raise_if_failed
 from qwenstack.core.protocols import EngineStats, ModelCard
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.building import build_engine
 from qwenstack.engine.config import EngineConfig, IsaName, KVCacheDtype
-from qwenstack.engine.engine import Engine
-from qwenstack.engine.journal import open_journal
-from qwenstack.engine.loading import default_sampling, load_model
+from qwenstack.engine.loading import default_sampling
 from qwenstack.hub.checkpoint import open_checkpoint
 from qwenstack.hub.pull import locate
 from qwenstack.models import WeightFormat
 from qwenstack.tokenizer import Tokenizer
 
+_NO_OPTIONS = RequestOptions()
 _NO_QUEUE_LIMIT = 1 << 20
 """One caller's own list needs no protection from itself."""
 
@@ -52,6 +54,11 @@ class EngineOptions(TypedDict, total=False):
     activation_bits: Literal[8, 16] | None
     short_prompt_tokens: int
     isa: IsaName
+    speculation: Literal["ngram", "off"]
+    draft_model_path: Path | None
+    prefix_cache_disk_bytes: int
+    prefix_cache_dir: Path | None
+    prefix_cache_max_age_s: int
 
 
 Prompt = str | TokensPrompt
@@ -85,8 +92,8 @@ class LLM:
         config = EngineConfig(
             model_path=found.path, model_name=model_name or found.name, max_num_waiting=_NO_QUEUE_LIMIT, **options
         )
-        loaded = load_model(config)
-        self._engine = Engine(loaded, journal=open_journal(loaded))
+        self._engine = build_engine(config)
+        self._closer = weakref.finalize(self, self._engine.close)
         self.default_sampling = default_sampling(open_checkpoint(found.path))
         """Sampling that the model's makers recommend, by the names of `SamplingParams`."""
         self._request_numbers = itertools.count()
@@ -95,6 +102,10 @@ class LLM:
     def card(self) -> ModelCard:
         """What is loaded."""
         return self._engine.model.card
+
+    def close(self) -> None:
+        """Write what waits for the disk, and stop what runs beside the engine; done at the program's end anyway."""
+        self._closer()
 
     def stats(self) -> EngineStats:
         """Return the engine's counters."""
@@ -108,6 +119,8 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        options: RequestOptions = _NO_OPTIONS,
     ) -> list[RequestOutput]:
         """Complete one prompt or many at once; results are in the order of the prompts.
 
@@ -119,7 +132,7 @@ class LLM:
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         encode = self.get_tokenizer().encode
         ids = [encode(prompt) if isinstance(prompt, str) else list(prompt["prompt_token_ids"]) for prompt in listed]
-        return self._run(texts, ids, sampling_params)
+        return self._run(texts, ids, sampling_params, options)
 
     def chat(
         self,
@@ -128,6 +141,7 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         enable_thinking: bool | None = None,
+        options: RequestOptions = _NO_OPTIONS,
     ) -> list[RequestOutput]:
         """Answer one conversation or many at once.
 
@@ -140,7 +154,7 @@ class LLM:
             self.get_tokenizer().encode_chat(parse_messages(turns), tools=tools, enable_thinking=enable_thinking)
             for turns in conversations
         ]
-        return self._run([None] * len(ids), ids, sampling_params)
+        return self._run([None] * len(ids), ids, sampling_params, options)
 
     def stream_chat(
         self,
@@ -149,6 +163,7 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         enable_thinking: bool | None = None,
+        options: RequestOptions = _NO_OPTIONS,
     ) -> Generator[OutputDelta]:
         """Yield the answer to a conversation piece by piece; closing the generator cancels it.
 
@@ -161,12 +176,12 @@ class LLM:
         ids = self.get_tokenizer().encode_chat(parse_messages(messages), tools=tools, enable_thinking=enable_thinking)
         self._refuse_second_answer()
         params = sampling_params or SamplingParams()
-        request_id = self._submit(ids, params)
+        request_id = self._submit(ids, params, options)
         num_open = params.n
         try:
             while num_open:
                 for delta in self._engine.step() or [OutputDelta(request_id=request_id)]:
-                    _raise_if_failed(delta)
+                    raise_if_failed(delta)
                     num_open -= delta.finish_reason is not None
                     yield delta
         finally:
@@ -177,13 +192,14 @@ class LLM:
         texts: Sequence[str | None],
         ids: Sequence[list[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        options: RequestOptions,
     ) -> list[RequestOutput]:
         params = _one_each(sampling_params, len(ids))
         self._refuse_second_answer()
         submitted: list[str] = []
         try:
             for prompt_ids, choice in zip(ids, params, strict=True):
-                submitted.append(self._submit(prompt_ids, choice))
+                submitted.append(self._submit(prompt_ids, choice, options))
             outputs = {
                 request_id: RequestOutput(
                     request_id=request_id,
@@ -195,7 +211,7 @@ class LLM:
             }
             while self._engine.has_work:
                 for delta in self._engine.step():
-                    _raise_if_failed(delta)
+                    raise_if_failed(delta)
                     outputs[delta.request_id].add(delta)
         except BaseException:
             for request_id in submitted:
@@ -207,9 +223,9 @@ class LLM:
         if self._engine.has_work:
             raise RequestError("Another answer of this LLM is still open; finish its generator, or close it, first.")
 
-    def _submit(self, prompt_token_ids: list[int], params: SamplingParams) -> str:
+    def _submit(self, prompt_token_ids: list[int], params: SamplingParams, options: RequestOptions) -> str:
         request_id = f"offline-{next(self._request_numbers)}"
-        self._engine.add_request(request_id, prompt_token_ids, params)
+        self._engine.add_request(request_id, prompt_token_ids, params, options)
         return request_id
 
 
@@ -235,8 +251,3 @@ def _one_each(
             f"{len(sampling_params)} sampling parameters for {count} prompts; give one, or one for each."
         )
     return sampling_params
-
-
-def _raise_if_failed(delta: OutputDelta) -> None:
-    if delta.finish_reason == "error":
-        raise EngineError(delta.error or "The computation failed.")

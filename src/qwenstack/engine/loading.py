@@ -20,7 +20,7 @@ from qwenstack.engine.precision import PrecisionPolicy
 from qwenstack.engine.scheduler import blocks_for
 from qwenstack.hub.checkpoint import Checkpoint, open_checkpoint
 from qwenstack.kernels import Kernels, load_kernels
-from qwenstack.models import Decoder, KVCache, WeightReader, kv_bytes_per_token, read_config
+from qwenstack.models import Decoder, KVCache, ModelConfig, WeightReader, kv_bytes_per_token, read_config
 from qwenstack.tokenizer import Tokenizer
 
 _PACKING_OVERHEAD = 1.12

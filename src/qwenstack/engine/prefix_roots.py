@@ -21,17 +21,25 @@ class PrefixRoots:
             for once, when the first request comes, and may take a while.
         secret: keeps tenants' names apart; nobody outside knows it.
         kv_dtype: how keys and values are stored.
-        rotary: what fixes the turning of positions.
+        settings: what else decides keys and values: a conversion of the weights, a scaling of positions.
+        arithmetic: `cache_key.numpy_probe()`.
     """
 
     def __init__(
-        self, *, fingerprint: Callable[[], bytes], secret: bytes, kv_dtype: str = "", rotary: bytes = b""
+        self,
+        *,
+        fingerprint: Callable[[], bytes],
+        secret: bytes,
+        kv_dtype: str = "",
+        settings: bytes = b"",
+        arithmetic: bytes = b"",
     ) -> None:
         """Remember the parts."""
         self._find_fingerprint = fingerprint
         self._secret = secret
         self._kv_dtype = kv_dtype
-        self._rotary = rotary
+        self._settings = settings
+        self._arithmetic = arithmetic
         self._known: dict[tuple[str, str | None, ActivationBits], bytes] = {}
 
     @classmethod
@@ -49,7 +57,8 @@ class PrefixRoots:
                 self._fingerprint,
                 kv_dtype=self._kv_dtype,
                 precision=f"a{activation_bits}",
-                rotary=self._rotary,
+                rotary=self._settings,
+                arithmetic=self._arithmetic,
                 adapter_digest=None if adapter_digest is None else bytes.fromhex(adapter_digest),
                 tenant_salt=tenant_salt(self._secret, tenant),
             )

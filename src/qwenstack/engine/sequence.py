@@ -90,7 +90,7 @@ class Sequence:
         return None if self.answer.is_thinking else self.constraint
 
     def foreseen_token_ids(self, limit: int) -> list[int]:
-        """Return at most `limit` tokens that are bound to follow, or nearly so: forced ones, or a grammar's only way."""
+        """Return at most `limit` tokens that are (nearly) bound to follow: forced ones, or a grammar's only way."""
         forced_ids = self.answer.forced_token_ids()
         if forced_ids:
             return list(forced_ids[:limit])

@@ -6,6 +6,7 @@ a session of its own. It ends when the other side closes the socket.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import sys
@@ -13,12 +14,10 @@ from collections import deque
 from typing import assert_never
 
 from qwenstack.core.errors import CapacityError, EngineError, QwenStackError, RequestError
+from qwenstack.engine.building import build_engine
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.engine import Engine
 from qwenstack.engine.flight_recorder import FlightRecorder
-from qwenstack.engine.hooks import Journal
-from qwenstack.engine.journal import open_journal
-from qwenstack.engine.loading import load_model
 from qwenstack.engine.wire import (
     Abort,
     AdapterCommand,
@@ -86,16 +85,15 @@ def main(socket_fd: int, memory_fd: int) -> None:
         assert isinstance(start, Start), "the first command names the model"
         worker = _load(start.config, channel, recorder)
         if worker is not None:
-            worker.serve()
+            with contextlib.closing(worker):
+                worker.serve()
     except (EOFError, ConnectionError):
         return
 
 
 def _load(config: EngineConfig, channel: Channel, recorder: FlightRecorder) -> Worker | None:
     try:
-        model = load_model(config)
-        journal = open_journal(model)
-        engine = Engine(model, journal=journal, recorder=recorder)
+        engine = build_engine(config, recorder=recorder)
     except QwenStackError as error:
         channel.send(LoadFailed(error_type=type(error).__name__, message=str(error)))
         return None
@@ -103,18 +101,17 @@ def _load(config: EngineConfig, channel: Channel, recorder: FlightRecorder) -> W
         channel.send(LoadFailed(error_type="EngineError", message=f"{type(error).__name__}: {error}"))
         return None
     channel.send(Ready(card=engine.model.card))
-    return Worker(engine, channel, recorder, journal)
+    return Worker(engine, channel, recorder)
 
 
 class Worker:
     """Obeys commands between the steps of one engine."""
 
-    def __init__(self, engine: Engine, channel: Channel, recorder: FlightRecorder, journal: Journal) -> None:
-        """Serve an engine that tells `recorder` and `journal` already."""
+    def __init__(self, engine: Engine, channel: Channel, recorder: FlightRecorder) -> None:
+        """Serve an engine that tells `recorder` already."""
         self._engine = engine
         self._channel = channel
         self._recorder = recorder
-        self._journal = journal
 
     def serve(self) -> None:
         """Obey and step for ever.
@@ -136,6 +133,10 @@ class Worker:
                 deltas = engine.step()
                 recorder.nobody()
                 channel.send(Deltas(deltas=deltas, stats=engine.stats()))
+
+    def close(self) -> None:
+        """Let what runs beside the engine finish."""
+        self._engine.close()
 
     def _leave_if_damaged(self) -> None:
         """End the process where a block was lost or has two owners: the next one is clean, this one would get worse."""
@@ -172,16 +173,12 @@ class Worker:
 
     def _change_adapters(self, command: AdapterCommand) -> None:
         engine = self._engine
-        step = engine.stats().num_steps
         try:
             match command:
                 case LoadAdapter(name, path):
                     engine.load_adapter(name, path)
-                    (digest,) = (adapter.digest for adapter in engine.adapters() if adapter.name == name)
-                    self._journal.adapter_loaded(step, name, path, digest)
                 case UnloadAdapter(name):
                     engine.unload_adapter(name)
-                    self._journal.adapter_unloaded(step, name)
                 case ListAdapters():
                     pass
                 case _:

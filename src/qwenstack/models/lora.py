@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -247,9 +247,7 @@ def _find_home(adapter: PeftAdapter, module: str, config: ModelConfig) -> tuple[
     return index, home
 
 
-def _in_type(
-    adapter: PeftAdapter, module: str, factors: LoraFactors, factor_type: WeightType | None
-) -> LoraFactors:
+def _in_type(adapter: PeftAdapter, module: str, factors: LoraFactors, factor_type: WeightType | None) -> LoraFactors:
     converted: dict[str, StoredTensor] = {}
     for name, factor in (("down", factors.down), ("up", factors.up)):
         source = f"The adapter {str(adapter.path)!r}, {module!r}"
