@@ -57,17 +57,18 @@ def draft_model(decoder: Decoder, num_blocks: int) -> DraftModel:
     )
 
 
-def greedy(decoder: Decoder, text: list[int], count: int) -> list[int]:
-    """Compute the whole text again for every token."""
-    text = list(text)
-    for _ in range(count):
-        batch = whole_text_batch(np.array(text))
-        cache = KVCache.allocate(
-            decoder.config, num_blocks=batch.block_table.size, block_size=16, dtype=np.dtype(np.float32)
-        )
-        logits = decoder.logits(decoder.forward(batch, cache)[-1:])
-        text.append(int(logits[0, :VOCABULARY].argmax()))
-    return text[-count:] if count else []
+def likeliest(decoder: Decoder, text: list[int]) -> list[int]:
+    """Return the likeliest token after each position, computed from the whole text at once."""
+    batch = whole_text_batch(np.array(text))
+    cache = KVCache.allocate(
+        decoder.config, num_blocks=batch.block_table.size, block_size=16, dtype=np.dtype(np.float32)
+    )
+    return decoder.logits(decoder.forward(batch, cache))[:, :VOCABULARY].argmax(axis=1).tolist()
+
+
+def is_greedy(decoder: Decoder, text: list[int], drafts: list[int]) -> bool:
+    """Whether each draft is the likeliest token after the text and the drafts before it."""
+    return likeliest(decoder, [*text, *drafts])[len(text) - 1 : -1] == drafts
 
 
 def request(key: int, prompt: list[int], output: list[int], limit: int = LIMIT) -> DraftRequest:
@@ -83,7 +84,7 @@ actions = st.lists(
 
 
 @given(st.lists(st.lists(tokens, min_size=1, max_size=20), min_size=3, max_size=3), actions)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=25)
 def test_drafts_are_the_models_own_continuation_of_what_was_chosen(
     decoder: Decoder, prompts: list[list[int]], actions: list[Action]
 ) -> None:
@@ -96,15 +97,16 @@ def test_drafts_are_the_models_own_continuation_of_what_was_chosen(
         proposed = speculator.propose([request(*each) for each in zip(keys, prompts, outputs, limits, strict=True)])
         for prompt, output, drafts, limit in zip(prompts, outputs, proposed, limits, strict=True):
             assert len(drafts) <= limit
-            assert drafts == greedy(decoder, prompt + output, len(drafts))
+            assert bool(drafts) == bool(limit) or len(output) > 16  # later it may pause
+            assert is_greedy(decoder, prompt + output, drafts)
         if action == "forget":
             speculator.forget(keys[at])
             keys[at], next_key = next_key, next_key + 1
         elif action == "reject":
-            outputs[at].extend([*proposed[at][: token % 3], token])
+            outputs[at].extend([*proposed[at][: token % 3], *[token] * (1 + token % 2)])
         elif action == "accept":
-            after = greedy(decoder, prompts[at] + outputs[at] + proposed[at], 1)
-            outputs[at].extend([*proposed[at], *after])
+            after = likeliest(decoder, prompts[at] + outputs[at] + proposed[at])[-1]
+            outputs[at].extend([*proposed[at], after])
     for key in keys:
         speculator.forget(key)
     assert speculator.num_free_blocks == 40
@@ -113,7 +115,9 @@ def test_drafts_are_the_models_own_continuation_of_what_was_chosen(
 def test_a_draft_model_that_is_the_target_is_always_right(decoder: Decoder) -> None:
     speculator = DraftModelSpeculator(draft_model(decoder, num_blocks=20), cost=ALWAYS)
     prompt = [3, 1, 4, 1, 5]
-    answer = greedy(decoder, prompt, 40)
+    answer: list[int] = []
+    while len(answer) < 40:
+        answer.append(likeliest(decoder, prompt + answer)[-1])
     output = answer[:1]
     num_steps = 0
     while len(output) < len(answer):
@@ -139,7 +143,7 @@ def test_a_long_prompt_is_read_in_pieces_beside_the_others_drafts(decoder: Decod
             break
         outputs[0].append(5)
     assert steps == 3  # 256 tokens at a time
-    assert drafts[1] == greedy(decoder, long, len(drafts[1]))
+    assert is_greedy(decoder, long, drafts[1])
 
 
 def test_without_blocks_there_are_no_drafts_until_somebody_ends(decoder: Decoder) -> None:
@@ -150,8 +154,8 @@ def test_without_blocks_there_are_no_drafts_until_somebody_ends(decoder: Decoder
     assert second == []
     speculator.forget(1)
     (second,) = speculator.propose([other])
-    assert second == greedy(decoder, [2] * 12, len(second))
     assert second
+    assert is_greedy(decoder, [2] * 12, second)
 
 
 def test_a_draft_model_that_is_always_wrong_pauses_longer_each_time(decoder: Decoder) -> None:
