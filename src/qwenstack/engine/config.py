@@ -35,7 +35,7 @@ class EngineConfig:
     fit into memory."""
     yarn_factor: float | None = None
     """Stretch the context by this factor with YaRN; None: as the model's files say. Short texts suffer a little, so
-    only where `max_model_len` demands it."""
+    it is for those whose texts are longer than the model was trained for."""
     kv_cache_memory_bytes: int | None = None
     """Memory for keys and values; None: enough for four full contexts, at most a quarter of what is free."""
     max_num_seqs: int = 64
