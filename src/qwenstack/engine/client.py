@@ -25,7 +25,7 @@ from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
-from qwenstack.engine.flight_recorder import FlightRecorder, make_shared_memory
+from qwenstack.engine.flight_recorder import FlightRecorder, shared_memory
 from qwenstack.engine.loading import default_sampling, load_tokenizer
 from qwenstack.engine.quarantine import Quarantine, request_digest
 from qwenstack.engine.wire import (
@@ -299,10 +299,8 @@ class _EngineProcess:
     @classmethod
     async def _spawn(cls) -> _EngineProcess:
         ours, theirs = socket.socketpair()
-        memory_fd = make_shared_memory()
-        recorder = FlightRecorder(memory_fd)
-        with theirs, contextlib.ExitStack() as inherited:
-            inherited.callback(os.close, memory_fd)
+        with theirs, shared_memory() as memory_fd:
+            recorder = FlightRecorder(memory_fd)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",  # the folder where the server was started is not a place to import from

@@ -6,11 +6,12 @@ reads what was left there. A write is a few microseconds and needs nobody's answ
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import msgspec
 
@@ -25,7 +26,7 @@ class FlightRecorder:
     """The ids of the requests that are computed now; an engine's `StepRecorder`."""
 
     def __init__(self, fd: int) -> None:
-        """Map shared memory that `make_shared_memory` made; the descriptor may be closed afterwards."""
+        """Map memory that `shared_memory` gave."""
         self._memory = mmap.mmap(fd, _SIZE_BYTES)
 
     def computing(self, request_ids: Sequence[str]) -> None:
@@ -65,12 +66,13 @@ class FlightRecorder:
         _LENGTH.pack_into(self._memory, 0, length)
 
 
-def make_shared_memory() -> int:
-    """Return the descriptor of memory that a child process can inherit; the caller closes it."""
+@contextlib.contextmanager
+def shared_memory() -> Generator[int]:
+    """Give the descriptor of new memory that a child process can inherit; what was mapped outlives it."""
     if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("qwenstack-flight-recorder")
+        file = os.fdopen(os.memfd_create("qwenstack-flight-recorder"), "r+b")
     else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, _SIZE_BYTES)
-    return fd
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, as the other
+    with file:
+        file.truncate(_SIZE_BYTES)
+        yield file.fileno()

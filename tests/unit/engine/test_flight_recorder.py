@@ -10,15 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenstack.engine.flight_recorder import FlightRecorder, make_shared_memory
+from qwenstack.engine.flight_recorder import FlightRecorder, shared_memory
 
 
 @pytest.fixture
 def recorder() -> FlightRecorder:
-    fd = make_shared_memory()
-    recorder = FlightRecorder(fd)
-    os.close(fd)
-    return recorder
+    with shared_memory() as fd:
+        return FlightRecorder(fd)
 
 
 def in_a_child_that_dies(act: Callable[[], None]) -> None:
@@ -51,10 +49,9 @@ def test_more_names_than_there_is_room_for_may_be_anyone(recorder: FlightRecorde
 
 @given(st.binary(min_size=4, max_size=64))
 def test_whatever_a_dying_process_scribbled_is_read_without_failing(scribble: bytes) -> None:
-    fd = make_shared_memory()
-    os.pwrite(fd, scribble, 0)
-    recorder = FlightRecorder(fd)
-    os.close(fd)
+    with shared_memory() as fd:
+        os.pwrite(fd, scribble, 0)
+        recorder = FlightRecorder(fd)
     names = recorder.read()
     assert names is None or all(isinstance(name, str) for name in names)
     recorder.close()
