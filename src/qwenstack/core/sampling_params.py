@@ -10,8 +10,7 @@ from qwenstack.core.errors import RequestError
 from qwenstack.core.grammar import Grammar
 
 OutputFormat = Literal["text", "thinking", "chat"]
-"""How an answer is taken apart. `text`: not at all; `thinking`: thinking is kept apart from the text; `chat`: tool calls
-too."""
+"""What of an answer is kept apart from its text. `text`: nothing; `thinking`: its thinking; `chat`: tool calls too."""
 
 MAX_N = 8
 MAX_STOP_STRINGS = 16
