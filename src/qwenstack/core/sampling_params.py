@@ -10,8 +10,7 @@ from qwenstack.core.errors import RequestError
 from qwenstack.core.grammar import Grammar
 
 OutputFormat = Literal["text", "thinking", "chat"]
-"""How an answer is taken apart. `text`: not at all; `thinking`: thinking is kept apart from the answer's text; `chat`:
-tool calls too."""
+"""What of an answer is kept apart from its text. `text`: nothing; `thinking`: its thinking; `chat`: tool calls too."""
 
 MAX_N = 8
 MAX_STOP_STRINGS = 16
@@ -51,7 +50,7 @@ class SamplingParams:
     """No end-of-sequence token and no stop string before this many new tokens."""
     stop: str | Sequence[str] = ()
     """String or strings that end the generation; they are not part of the text. They are looked for in the text alone,
-    so not in what `output_format` keeps apart from it."""
+    not in what `output_format` keeps apart from it."""
     stop_token_ids: Sequence[int] = ()
     """Token ids that end the generation, besides the model's own."""
     ignore_eos: bool = False

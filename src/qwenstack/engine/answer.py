@@ -163,16 +163,13 @@ class AnswerStream:
             elif piece.call is not None:
                 text += self._stops.finish()
                 calls.append(piece.call)
-            self._num_settled = piece.end - self._stops.num_held
             if self._stops.matched is not None:
+                self._num_settled = piece.end - self._stops.num_held
                 break
         else:
-            if is_last:
-                text += self._stops.finish()
-            if self._splits and self._structure is not None:
-                self._num_settled = self._structure.parser.num_settled - self._stops.num_held
-            elif is_last:
-                self._num_settled = self._num_chars
+            text += self._stops.finish() if is_last else ""
+            parsed = self._structure.parser.num_settled if self._splits and self._structure else self._num_chars
+            self._num_settled = parsed - self._stops.num_held
         return Release(text=text, reasoning_text=reasoning_text, tool_calls=tuple(calls))
 
     def _finish(self, shown: Release, reason: FinishReason, stop_reason: int | str | None) -> Release:
@@ -279,7 +276,7 @@ def _hidden_marks(tokenizer: Tokenizer, markers: ChatMarkers) -> dict[int, str]:
 
 
 class _StopFilter:
-    """Watches one answer's text for stop strings; a tool call parts it, and no stop string spans one."""
+    """Watches one answer's text for stop strings; a tool call parts the text, and no stop string spans it."""
 
     def __init__(self, params: SamplingParams) -> None:
         self._params = params

@@ -132,7 +132,7 @@ class OutputParser:
             self._trims = True
             self._state = self._thinking
             return True
-        if mark.startswith(word):
+        if is_beginning(word, mark):
             return False
         self._state = self._answer
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Sequence
@@ -235,7 +236,7 @@ def test_tokenisation_changes_neither_texts_nor_order(
     dice = random.Random(seed)
     data = text.encode()
     ends = sorted({*(dice.randrange(len(data) + 1) for _ in range(dice.randrange(8))), 0, len(data)})
-    words = ByteTokenizer(words=[data[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)])
+    words = ByteTokenizer(words=[data[a:b] for a, b in itertools.pairwise(ends)])
     ways = [
         (ByteTokenizer(), [*data, EOS]),
         (ByteTokenizer(), [*ByteTokenizer().encode(text, parse_special=True), EOS]),

@@ -21,7 +21,7 @@ XML = ChatMarkers(thinking=THINKING, tool_call=TOOL_CALL, tool_format="qwen_xml"
 THINKING_ONLY = ChatMarkers(thinking=THINKING)
 TYPES = ParameterTypes({"f": frozenset({"text"})})
 
-MAX_EXAMPLES = int(os.environ.get("QWENSTACK_PARSER_CASES", "300"))
+MAX_EXAMPLES = int(os.environ.get("QWENSTACK_PARSER_CASES", "200"))
 """`make test-long` sets 20,000."""
 
 
@@ -170,7 +170,7 @@ FRAGMENTS = [
         "\n",
         "\n\n",
         " ",
-        "thi",
+        "<th",
     ),
     *(
         '{"name": "f", "arguments": {',
@@ -208,8 +208,7 @@ FRAGMENTS = [
 ]
 GOOD = [
     '<tool_call>\n{"name": "f", "arguments": {"a": "1"}}\n</tool_call>',
-    "<tool_call>\n<function=f>\n<parameter=text>\na\nb\n</parameter>\n<parameter=n>\n[1, 2]\n</parameter>\n</function>\n"
-    "</tool_call>",
+    "<tool_call>\n<function=f>\n<parameter=text>\na\nb\n</parameter>\n<parameter=n>1</parameter></function></tool_call>",
     "<think>\nhm\n</think>\n\n",
 ]
 texts = st.lists(st.sampled_from(FRAGMENTS + GOOD) | st.text(max_size=3), max_size=14).map("".join)
@@ -290,7 +289,7 @@ def test_every_hermes_call_comes_back_as_it_was_written(
         ("a</think>b", "", "a</think>b"),
         ("<thinking>x", "", "<thinking>x"),
         ("  plain\n", "", "  plain\n"),
-        ("<thi", "", "<thi"),
+        ("<th", "", "<th"),
         ("<think>almost</thin", "almost</thin", ""),
     ],
 )
@@ -387,8 +386,11 @@ def xml_call(inside: str) -> str:
         (xml_call("<parameter=n>\n12\n</parameter>\n"), "", '{"n": 12}'),
         (xml_call("<parameter=n>\nnot json\n</parameter>\n"), "", '{"n": "not json"}'),
         (xml_call("<parameter=n>NaN</parameter>"), "", '{"n": "NaN"}'),
-        (xml_call('<parameter=text>\nif a < b:\n\tprint("</div>")\n\n</parameter>\n<parameter=n>[1,\n2]</parameter>'), "",
-         '{"text": "if a < b:\\n\\tprint(\\"</div>\\")\\n", "n": [1,\n2]}'),
+        (
+            xml_call('<parameter=text>\nif a < b:\n\tp("</b>")\n\n</parameter>\n<parameter=n>[1,\n2]</parameter>'),
+            "",
+            '{"text": "if a < b:\\n\\tp(\\"</b>\\")\\n", "n": [1,\n2]}',
+        ),
         (xml_call(""), "", "{}"),
         ("<tool_call><function=f></tool_call>!", "!", "{}"),
         (xml_call("<parameter=n>1</parameter>why"), "why</function>\n</tool_call>", '{"n": 1}'),
@@ -396,7 +398,7 @@ def xml_call(inside: str) -> str:
         ("<tool_call><function=f><parameter=n>[1", "", '{"n": "[1'),
         ("<tool_call><function=f><parameter=n>1</parameter><param", "", '{"n": 1'),
     ],
-)  # fmt: skip
+)
 def test_arguments_in_xml_become_json(text: str, answer: str, arguments: str) -> None:
     for pieces in ([text], list(text)):
         assert parse(pieces, XML) == Parsed("", answer, [("f", arguments)])

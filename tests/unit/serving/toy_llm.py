@@ -1,4 +1,4 @@
-"""A model with a known next token: it answers with the last line that it was told, byte by byte, or as it was told to."""
+"""A model with a known next token: it answers with the last line that it was told, or as a test says, byte by byte."""
 
 from __future__ import annotations
 
