@@ -1,9 +1,9 @@
 """Measure what each precision costs and what it saves: bytes, distance from the file's own weights, speed.
 
-One cell is a type of weights x a type of keys and values x a rounding of activations. Quality is the mean KL divergence
-from, and the perplexity beside, the same file's dequantised weights with float32 keys and values and 16-bit activations,
-over Chinese and English text in pieces of 64 to 1,024 tokens. Speed is a ratio to the first cell, measured in turns, so
-that a machine that is busy with other things slows all cells alike.
+One cell is a type of weights x a type of keys and values x a rounding of activations. Quality is the perplexity and the
+mean KL divergence from the same file's weights with float32 keys and values and 16-bit activations, over Chinese and
+English text in pieces of 64 to 1,024 tokens. Speed is a ratio to the first cell, measured in turns, so that a machine
+that is busy with other things slows all cells alike.
 
     QWENSTACK_DATA=... python benches/precision.py qwen2.5-coder-0.5b --tokens 2048 --json
 

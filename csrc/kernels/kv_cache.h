@@ -1,7 +1,7 @@
 // Values of a key/value cache [blocks, kv heads, block size, row width].
 //
-// float32, float16 and bfloat16: a row is one head's values. int8: a row is one head's scales, float16 for each group of
-// 16 columns, and then its codes:
+// float32, float16 and bfloat16: a row is one head's values. int8: a row is one head's scales, float16 for each group
+// of 16 columns, and then its codes:
 //
 //   scale = half(amax / 127),   code = round_half_even(value · (1 / scale)), clipped to ±127,   value = code · scale
 //
@@ -60,24 +60,32 @@ QWENSTACK_INLINE F32x16 load_columns(const typename CacheValue<kType>::Type* row
     return load_first(load_all, row + first + column, head_dim - column);
 }
 
+// Up to 16 scales of an int8 row from a group on, widened.
+QWENSTACK_INLINE F32x16 load_int8_scales(const int8_t* row, size_t group, size_t head_dim) {
+    const size_t bytes_left = int8_row_width(head_dim) - 2 * group;
+    uint16_t halves[16] = {};
+    if (bytes_left >= sizeof halves) {
+        std::memcpy(halves, row + 2 * group, sizeof halves);  // codes among them; nobody uses those lanes
+    } else {
+        std::memcpy(halves, row + 2 * group, 2 * (num_int8_groups(head_dim) - group));
+    }
+    return load_half(halves);
+}
+
 // Reads a row; columns up to the next multiple of 16 are written too.
 template <CacheType kType>
 QWENSTACK_INLINE void load_row(const typename CacheValue<kType>::Type* row, size_t head_dim, float* to) {
+    float scales[16];
     for (size_t column = 0; column < head_dim; column += 16) {
-        store(to + column, load_columns<kType>(row, column, head_dim));
-    }
-    if constexpr (kType == CacheType::kInt8) {
-        for (size_t group = 0; group < num_int8_groups(head_dim); group += 16) {
-            const size_t num_groups = num_int8_groups(head_dim) - group;
-            uint16_t halves[16] = {};
-            float scales[16];
-            std::memcpy(halves, row + 2 * group, 2 * (num_groups < 16 ? num_groups : 16));
-            store(scales, load_half(halves));
-            for (size_t i = 0; i < num_groups && i < 16; ++i) {
-                float* const columns = to + (group + i) * kInt8GroupColumns;
-                store(columns, load(columns) * broadcast(scales[i]));
+        F32x16 values = load_columns<kType>(row, column, head_dim);
+        if constexpr (kType == CacheType::kInt8) {
+            const size_t group = column / kInt8GroupColumns;
+            if (group % 16 == 0) {
+                store(scales, load_int8_scales(row, group, head_dim));
             }
+            values = values * broadcast(scales[group % 16]);
         }
+        store(to + column, values);
     }
 }
 
@@ -95,7 +103,7 @@ QWENSTACK_INLINE void load_transposed(const typename CacheValue<kType>::Type* co
     if constexpr (kType == CacheType::kInt8) {
         uint16_t halves[16] = {};
         for (size_t row = 0; row < num_rows; ++row) {
-            std::memcpy(halves + row, rows[row] + 2 * (column / kInt8GroupColumns), sizeof halves[row]);
+            std::memcpy(&halves[row], rows[row] + 2 * (column / kInt8GroupColumns), sizeof(uint16_t));
         }
         const F32x16 scales = load_half(halves);
         for (size_t i = 0; i < 16; ++i) {

@@ -62,3 +62,19 @@ def test_all_instruction_sets_and_neighbours_give_the_same_bits(weight_type, mak
         np.testing.assert_array_equal(gate_up(precise[isa], x[5:6], weights), result[5:6])
     expected = gate_up(ReferenceKernels(16), x, weights)
     np.testing.assert_allclose(whole["scalar"], expected, rtol=0, atol=SAME_NUMBERS * np.abs(expected).max())
+
+
+def test_kernels_of_another_class_share_packed_weights_and_change_no_bit(make_weight, precise):
+    weights = [make_weight(WeightType.Q4_K, 48, 256)]
+    x = np.random.default_rng(3).normal(size=(9, 256)).astype(np.float32)
+    for fine in precise.values():
+        coarse = fine.with_activation_bits(8)
+        packed = fine.pack(weights)
+        results = {}
+        for name, kernels in [("fine", fine), ("coarse", coarse), ("fine again", coarse.with_activation_bits(16))]:
+            results[name] = np.empty((9, 48), np.float32)
+            kernels.linear(x, packed, results[name])
+        np.testing.assert_array_equal(results["fine again"], results["fine"])
+        assert (results["coarse"] != results["fine"]).any()
+        expected = product(ReferenceKernels(16).with_activation_bits(8), x, weights, None)
+        np.testing.assert_allclose(results["coarse"], expected, rtol=0, atol=SAME_NUMBERS * np.abs(expected).max())
