@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -17,14 +18,22 @@ _ALL = np.uint32(0xFFFFFFFF)
 _BANNED = np.float32(-np.inf)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MatcherVocabulary:
     """A model's vocabulary in the matcher's form, and which ids a grammar may use."""
 
     tokens: LLTokenizer
     eos_token_ids: frozenset[int]
     usable_words: np.ndarray
-    """`[W]` uint32, bit i of word w for id 32 w + i; read only."""
+    """`[W]` uint32, bit i of word w for id 32 w + i; read only. End tokens are among them."""
+
+    @cached_property
+    def inner_words(self) -> np.ndarray:
+        """The same without the end tokens."""
+        words = self.usable_words.copy()
+        for token_id in self.eos_token_ids:
+            words[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+        return words
 
 
 class TokenConstraint:
@@ -85,7 +94,9 @@ class TokenConstraint:
             self._raise_if_failed()
             raise
         self._raise_if_failed()
-        np.bitwise_and(words, self._vocabulary.usable_words, out=words)
+        # A grammar may name an end token itself; it comes nowhere but at the end.
+        usable = self._vocabulary.usable_words if self._matcher.is_accepting() else self._vocabulary.inner_words
+        np.bitwise_and(words, usable, out=words)
         if not words.any():
             raise RequestError(
                 "The grammar leaves no token that could come next; it asks for a control token or contradicts itself.",

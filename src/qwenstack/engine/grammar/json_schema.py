@@ -20,6 +20,14 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 WHITESPACE = r" |\n {0,32}"
 """Between the parts of JSON: nothing, a space, or a new line and its indentation; no model gets lost in blanks."""
 
+_DATE = (
+    "(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
+    "-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+)
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_PATTERN_OF_FORMAT = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+"""RFC 3339 without what only some calendars and readers have: February 29th and later, the year 0, leap seconds."""
+
 _HOLDS = Literal["value", "schema", "schemas", "named schemas"]
 _KEYWORDS: Mapping[str, _HOLDS] = {
     "additionalProperties": "schema",
@@ -99,6 +107,10 @@ def check_schema(schema: Json, place: str = "#", *, root: str = "#", depth: int 
         below = f"{place}/{keyword}"
         checked[keyword] = _check_keyword(keyword, value, below, root=root, depth=depth)
     _check_num_properties(checked, place)
+    pattern = _PATTERN_OF_FORMAT.get(str(checked.get("format")))
+    if pattern is not None and "pattern" not in checked:
+        del checked["format"]
+        checked["pattern"] = pattern
     return checked
 
 

@@ -56,8 +56,8 @@ def _lark_regex(pattern: str) -> str:
     pattern = pattern.removeprefix("^")
     if re.search(r"(?<!\\)(\\\\)*\$$", pattern):
         pattern = pattern[:-1]
-    escaped = re.sub(r"\\.|/", lambda match: "\\/" if match[0] == "/" else match[0], pattern, flags=re.DOTALL)
-    return escaped.replace("\n", "\\n")
+    written = {"/": "\\/", "\n": "\\n", "\\\n": "\\n"}
+    return re.sub(r"\\.|/|\n", lambda match: written.get(match[0], match[0]), pattern, flags=re.DOTALL)
 
 
 def _choice_lark(source: str) -> str:

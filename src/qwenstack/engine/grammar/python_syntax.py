@@ -7,7 +7,7 @@ function) is not looked at.
 Two things shape the grammar:
 
 - *Space is part of the tokens.* An operator takes the spaces around it with it, so that indentation, which is space
-  too, cannot be mistaken for them. Inside brackets newlines and comments count as space, in an f-string's braces spaces.
+  too, cannot be mistaken for them. Inside brackets newlines and comments count as space, in f-strings' braces spaces.
   So expressions are written three times, by one function, once for each meaning of space.
 - *The lexer takes the longest match and never backs up.* A token must not be able to run on into something that is no
   token: `is` and `not` are two tokens, for one token `is not` would refuse `x is nothing`.
@@ -234,12 +234,12 @@ def _display_rules(place: _Place) -> Iterator[str]:
     at, sp, inside = place.suffix, place.space.name, place.inside
     if place.is_in_braces:
         yield (
-            f"display_{at}: {sp}_OPEN_PAREN group_{inside}? {sp}_CLOSE_PAREN"
+            f"display_{at}: {sp}_OPEN_PAREN tuple_{inside}? {sp}_CLOSE_PAREN"
             f" | {sp}_OPEN_SQUARE group_{inside}? {sp}_CLOSE_SQUARE"
         )
         return
     yield (
-        f"display_{at}: {sp}_OPEN_PAREN (group_{inside} | yielded_{inside})? B_CLOSE_PAREN"
+        f"display_{at}: {sp}_OPEN_PAREN (tuple_{inside} | yielded_{inside})? B_CLOSE_PAREN"
         f" | {sp}_OPEN_SQUARE group_{inside}? B_CLOSE_SQUARE"
         f" | {sp}_OPEN_BRACE (group_{inside} | entries_{inside})? B_CLOSE_BRACE"
     )
@@ -254,6 +254,8 @@ def _inner_rules(place: _Place) -> Iterator[str]:
     yield f"loops_{at}: loop_{at}{{1,5}}"
     loop = f"({sp}_SPACE {sp}_FOR | {sp}_ASYNC_FOR) targets_{at} {sp}_IN either_{at}"
     yield f"loop_{at}: {loop} ({sp}_IF condition_{at}){{0,5}}"
+    several = f"member_{at} {sp}_COMMA (member_{at} ({sp}_COMMA member_{at})* {sp}_COMMA?)?"
+    yield f"tuple_{at}: named_{at} loops_{at}? | {several}"
     yield f"member_{at}: named_{at} | {sp}_STAR operation_{at}"
     yield f"group_{at}: member_{at} ({sp}_COMMA member_{at})* {sp}_COMMA? | named_{at} loops_{at}"
     if not place.is_in_braces:

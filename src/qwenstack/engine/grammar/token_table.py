@@ -1,8 +1,8 @@
 """A model's vocabulary as the matcher needs it: the bytes that each id adds to the text.
 
 Added tokens (`<|im_start|>`, `<think>`) stand for nothing here, so that no grammar can ask for one: what looks like
-them in a text is spelled with ordinary tokens. The exceptions are the end tokens, which end the text, and the markers of
-tool calls, which only the grammar of tools may use.
+them in a text is spelled with ordinary tokens. The exceptions are the end tokens, which end the text, and the markers
+of tool calls, which only the grammar of tools may use.
 """
 
 from __future__ import annotations
