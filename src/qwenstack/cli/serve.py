@@ -41,6 +41,10 @@ class ServeOptions:
     """Prompt and answer together, in tokens; default: as many as the model was trained for."""
     num_threads: int | None = None
     """Threads of the kernels; default: one for each core."""
+    adapter: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    """LoRA adapter that requests may name, as NAME=FOLDER."""
+    merge_adapter: Path | None = None
+    """Folder of one LoRA adapter to add to the weights for good."""
 
     def by_key(self) -> dict[str, object]:
         """Return the values by the settings they stand for; None where the option was not used."""
@@ -51,6 +55,8 @@ class ServeOptions:
             "server.served_model_name": self.served_model_name,
             "engine.max_model_len": self.max_model_len,
             "engine.num_threads": self.num_threads,
+            "engine.adapters": self.adapter or None,
+            "engine.merged_adapter": self.merge_adapter,
         }
 
 

@@ -51,6 +51,12 @@ class EngineSettings:
     """How finely activations are rounded; none: 16 bits for models under 300 million parameters, 8 for others."""
     isa: Literal["auto", "avx512", "avx2", "scalar", "reference"] = "auto"
     """Instruction set of the kernels; auto: the best that this CPU has."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that requests may name, each as NAME=FOLDER."""
+    max_adapters: Annotated[int, Between(low=0, high=1024)] = 16
+    """Adapters that may be loaded at the same time."""
+    merged_adapter: Path | None = None
+    """Folder of one LoRA adapter to add to the weights for good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,9 +150,7 @@ def _refuse_what_is_not_computed(config: JsonObject, folder: Path) -> None:
             _fail(folder, f"its {name!r} is set: {reason}. Train without it, or merge the adapter with PEFT")
 
 
-def _pair_factors(
-    tensors: Mapping[str, StoredTensor], config: JsonObject, folder: Path
-) -> Mapping[str, LoraFactors]:
+def _pair_factors(tensors: Mapping[str, StoredTensor], config: JsonObject, folder: Path) -> Mapping[str, LoraFactors]:
     halves: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in tensors.items():
         match = _FACTOR_NAME.fullmatch(name)

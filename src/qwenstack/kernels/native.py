@@ -77,9 +77,7 @@ class NativeKernels:
     def pack_lora(self, matrices: Sequence[LoraMatrix], out_features: int) -> PackedLora:
         """See `Kernels.pack_lora`."""
         check_pack_lora(matrices, out_features)
-        factors = [
-            (_matrix(matrix.down), _matrix(matrix.up), matrix.scale, matrix.first_column) for matrix in matrices
-        ]
+        factors = [(_matrix(matrix.down), _matrix(matrix.up), matrix.scale, matrix.first_column) for matrix in matrices]
         return self._context.pack_lora(factors, out_features)
 
     def add_lora(

@@ -251,9 +251,7 @@ def _find_home(adapter: PeftAdapter, module: str, config: ModelConfig) -> tuple[
     return index, home
 
 
-def _in_type(
-    adapter: PeftAdapter, module: str, factors: LoraFactors, factor_type: WeightType | None
-) -> LoraFactors:
+def _in_type(adapter: PeftAdapter, module: str, factors: LoraFactors, factor_type: WeightType | None) -> LoraFactors:
     converted: dict[str, StoredTensor] = {}
     for name, factor in (("down", factors.down), ("up", factors.up)):
         source = f"The adapter {str(adapter.path)!r}, {module!r}"
