@@ -43,6 +43,10 @@ class ServeOptions:
     """Stretch the context by this factor with YaRN, such as 4; costs a little on short texts."""
     num_threads: int | None = None
     """Threads of the kernels; default: one for each core."""
+    adapter: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    """LoRA adapter that requests may name, as NAME=FOLDER."""
+    merge_adapter: Path | None = None
+    """Folder of one LoRA adapter to add to the weights for good."""
 
     def by_key(self) -> dict[str, object]:
         """Return the values by the settings they stand for; None where the option was not used."""
@@ -54,6 +58,8 @@ class ServeOptions:
             "engine.max_model_len": self.max_model_len,
             "engine.yarn_factor": self.yarn_factor,
             "engine.num_threads": self.num_threads,
+            "engine.adapters": self.adapter or None,
+            "engine.merged_adapter": self.merge_adapter,
         }
 
 

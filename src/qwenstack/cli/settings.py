@@ -71,6 +71,12 @@ class EngineSettings:
     """Folder for them; none: in the user's cache folder."""
     prefix_cache_max_age_s: Annotated[int, Between(low=1, high=10 * 366 * 86_400)] = 7 * 86_400
     """What was not used for so many seconds is removed from the disk."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that requests may name, each as NAME=FOLDER."""
+    max_adapters: Annotated[int, Between(low=0, high=1024)] = 16
+    """Adapters that may be loaded at the same time."""
+    merged_adapter: Path | None = None
+    """Folder of one LoRA adapter to add to the weights for good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,8 @@ class AdapterInfo:
     name: str
     rank: int
     """The largest rank of its matrices."""
-    num_parameters: int
+    num_bytes: int
+    """Memory that it takes."""
     digest: str
     """SHA-256 of its tensors and scaling, in hexadecimal: two adapters of one digest compute the same."""
 

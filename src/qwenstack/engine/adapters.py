@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenstack.core.errors import CapacityError, RequestError
+from qwenstack.core.protocols import AdapterInfo
 from qwenstack.core.weight_type import WeightType
 from qwenstack.engine.config import MAX_ADAPTERS, check_adapter_name
 from qwenstack.kernels import Kernels
@@ -128,7 +129,7 @@ class AdapterSet:
     def infos(self) -> list[AdapterInfo]:
         """Describe the adapters that requests may name, by name."""
         return [
-            AdapterInfo(name=name, rank=adapter.max_rank, num_parameters=adapter.num_parameters, digest=adapter.digest)
+            AdapterInfo(name=name, rank=adapter.max_rank, num_bytes=adapter.num_bytes, digest=adapter.digest)
             for name, adapter in sorted(self._by_name.items())
         ]
 

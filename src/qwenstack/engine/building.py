@@ -21,6 +21,7 @@ from qwenstack.engine.private_folder import PrivateFolder
 from qwenstack.engine.speculation import DraftModelSpeculator, NgramSpeculator, Speculator, StepCost, load_draft_model
 from qwenstack.engine.tenant_secret import load_tenant_secret
 from qwenstack.hub.fingerprint import checkpoint_fingerprint, identify_checkpoint
+from qwenstack.hub.peft import read_adapter
 from qwenstack.kernels import Kernels
 
 logger = logging.getLogger(__name__)
@@ -104,9 +105,10 @@ def _prefix_parts(model: LoadedModel, fingerprint: Callable[[], bytes]) -> tuple
 
 def _settings_of(model: LoadedModel) -> bytes:
     """Return what decides keys and values beside the model's files, type and precision."""
+    config = model.config
     implementation = model.decoder.kernels.name.split()[0]  # all instruction sets give the same bits
-    weights = model.config.weight_format
-    return f"{implementation} weights={weights} yarn={model.config.yarn_factor}".encode()
+    merged = read_adapter(config.merged_adapter).digest if config.merged_adapter is not None else "none"
+    return f"{implementation} weights={config.weight_format} yarn={config.yarn_factor} merged={merged}".encode()
 
 
 def _tenant_secret(folder: Path) -> bytes:

@@ -14,13 +14,22 @@ from qwenstack.core.errors import CapacityError, ConfigError, ModelFormatError, 
 from qwenstack.core.protocols import ModelCard
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.core.weight_type import WeightType
+from qwenstack.engine.adapters import AdapterSet
 from qwenstack.engine.config import MAX_YARN_FACTOR, EngineConfig
 from qwenstack.engine.memory import available_memory_bytes
 from qwenstack.engine.precision import PrecisionPolicy
 from qwenstack.engine.scheduler import blocks_for
 from qwenstack.hub.checkpoint import Checkpoint, open_checkpoint
 from qwenstack.kernels import Kernels, load_kernels
-from qwenstack.models import Decoder, KVCache, ModelConfig, WeightReader, kv_bytes_per_token, read_config
+from qwenstack.models import (
+    Decoder,
+    KVCache,
+    ModelConfig,
+    WeightReader,
+    kv_bytes_per_token,
+    merge_adapter,
+    read_config,
+)
 from qwenstack.tokenizer import Tokenizer
 
 _PACKING_OVERHEAD = 1.12
@@ -60,6 +69,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     precision: PrecisionPolicy
     """The class of each request, by the length of its prompt."""
+    adapters: AdapterSet | None = None
+    """None: a decoder that takes no adapters."""
 
 
 def load_model(
@@ -77,7 +88,11 @@ def load_model(
     if config.yarn_factor is not None:
         model_config = model_config.stretched(config.yarn_factor)
     reader = WeightReader(checkpoint, model_config, config.weight_format)
+    if config.merged_adapter is not None:
+        reader = merge_adapter(config.merged_adapter, reader, model_config)
     precision = precision_policy(config, num_parameters=model_config.num_parameters)
+    kernels = instrument(_load_kernels(config, precision))
+    adapters = load_adapters(config, model_config, kernels, is_quantized=not reader.prevailing_type.is_float)
     dtype = _kv_dtype(config, reader)
     cache = plan_cache(
         config,
@@ -87,7 +102,7 @@ def load_model(
         weight_bytes=int(reader.num_bytes * _PACKING_OVERHEAD) + reader.conversion_bytes + _WORKING_BYTES,
         available_bytes=available_memory_bytes(),
     )
-    decoder = Decoder(model_config, reader, instrument(_load_kernels(config, precision)))
+    decoder = Decoder(model_config, reader, kernels)
     tokenizer = load_tokenizer(checkpoint)
     return LoadedModel(
         config=config,
@@ -103,7 +118,23 @@ def load_model(
         kv_cache=KVCache.allocate(model_config, num_blocks=cache.num_blocks, block_size=config.block_size, dtype=dtype),
         tokenizer=tokenizer,
         precision=precision,
+        adapters=adapters,
     )
+
+
+def load_adapters(
+    config: EngineConfig, model_config: ModelConfig, kernels: Kernels, *, is_quantized: bool
+) -> AdapterSet:
+    """Return the adapters that requests may name from the start.
+
+    Raises:
+        ModelFormatError: one is damaged or for another model.
+        CapacityError: they take too much memory.
+    """
+    adapters = AdapterSet(model_config, kernels, is_quantized=is_quantized, max_adapters=config.max_adapters)
+    for source in config.adapter_sources:
+        adapters.load(source.name, source.path)
+    return adapters
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -92,9 +92,7 @@ def random_ids(size: int = 41, seed: int = 5) -> np.ndarray:
 
 def run(decoder: Decoder, batch: PackedBatch) -> np.ndarray:
     num_blocks = batch.block_table.size
-    cache = KVCache.allocate(
-        decoder.config, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=np.dtype(np.float32)
-    )
+    cache = KVCache.allocate(decoder.config, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=np.dtype(np.float32))
     return decoder.logits(decoder.forward(batch, cache))
 
 
@@ -137,9 +135,7 @@ def test_in_a_mixed_batch_each_sequence_has_the_bits_it_has_alone(
     model: str, folders: dict[str, Path], adapters: dict[tuple[str, str], Path], kernels: Kernels
 ) -> None:
     decoder = open_decoder(folders[model], kernels)
-    first, second, third = (
-        load_adapter(adapters[model, kind], decoder.config, kernels) for kind in list(ADAPTERS)[:3]
-    )
+    first, second, third = (load_adapter(adapters[model, kind], decoder.config, kernels) for kind in list(ADAPTERS)[:3])
     own = (None, first, first, second, None, third, first)
     texts = [random_ids(size, seed=size) for size in (3, 1, 22, 9, 17, 1, 5)]
     together = run(decoder, batch_of(texts, own))
