@@ -80,7 +80,7 @@ class ToyDecoder:
             rows.extend(toy_logits(tokens[: length - (end - start) + at + 1]) for at in range(end - start))
         return np.stack(rows)
 
-    def logits(self, x_RD: np.ndarray) -> np.ndarray:
+    def logits(self, x_RD: np.ndarray, activation_bits: int | None = None) -> np.ndarray:
         return x_RD
 
 

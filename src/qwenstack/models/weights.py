@@ -70,12 +70,17 @@ class WeightReader:
             ModelFormatError: there are no tensors, or one has a shape that its name does not allow.
         """
         if checkpoint.format == "gguf":
-            self._tensors = dict(_hf_named(checkpoint.tensors, config))
+            self._tensors: Mapping[str, StoredTensor] = dict(_hf_named(checkpoint.tensors, config))
         else:
-            self._tensors = dict(checkpoint.tensors)
+            self._tensors: Mapping[str, StoredTensor] = dict(checkpoint.tensors)
         if not self._tensors:
             raise ModelFormatError(f"{str(checkpoint.path)!r} holds no tensors of a model.")
         self.weight_format: WeightFormat = weight_format
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """The tensors as the file has them."""
+        return self._tensors
 
     def matrix(self, name: str, out_features: int, in_features: int) -> StoredTensor:
         """Return a matrix in the format asked for.

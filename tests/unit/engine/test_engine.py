@@ -253,7 +253,7 @@ def test_logits_that_are_not_numbers_end_one_request_only(monkeypatch: pytest.Mo
     engine = Engine(model)
     honest = type(model.decoder).logits
     monkeypatch.setattr(
-        type(model.decoder), "logits", lambda decoder, x: np.concatenate([x[:1] * np.nan, honest(decoder, x[1:])])
+        type(model.decoder), "logits", lambda decoder, x, bits: np.concatenate([x[:1] * np.nan, honest(decoder, x[1:])])
     )
     engine.add_request("bad", [1], SamplingParams(temperature=0, max_tokens=1))
     engine.add_request("good", [2], SamplingParams(temperature=0, max_tokens=1))
