@@ -9,9 +9,9 @@ import numpy as np
 import peft
 import torch
 import transformers
-from support.checkpoints import BLOCK_SIZE
 
 from qwenstack.models import LoraAdapter, PackedBatch
+from support.checkpoints import BLOCK_SIZE
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")

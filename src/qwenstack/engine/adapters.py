@@ -1,4 +1,4 @@
-"""The LoRA adapters that an engine serves by name: loaded and unloaded between steps, and never under a running request.
+"""The LoRA adapters that an engine serves by name: loaded and unloaded between steps, never under a running request.
 
 A request holds the version of an adapter that it began with. Unloading a name, or loading another folder under it, is
 seen by later requests alone; a version that nobody can ask for any more is dropped with the last request that uses it.

@@ -44,7 +44,7 @@ def check_adapter_name(name: str) -> None:
     Raises:
         ConfigError: it has other characters, or more than 64.
     """
-    if _NAME.fullmatch(name) is None:
+    if _ADAPTER_NAME.fullmatch(name) is None:
         raise ConfigError(
             f"An adapter cannot be called {name!r}; use 1 to 64 letters, digits and '._:-', a letter or digit first."
         )

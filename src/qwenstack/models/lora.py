@@ -133,7 +133,7 @@ class MergedReader(WeightReader):
         Raises:
             ModelFormatError: the adapter is for another model, or for parts that take none.
         """
-        self._tensors = base._tensors
+        self._tensors = dict(base.tensors)
         self._adapter = adapter
         for module in adapter.factors:
             _find_home(adapter, module, config)

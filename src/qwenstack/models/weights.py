@@ -111,6 +111,11 @@ class WeightReader:
         """Bytes of all tensors as stored."""
         return sum(num_bytes for _, num_bytes in self.stored_sizes())
 
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """What the files hold, by Hugging Face's names."""
+        return self._tensors
+
     def stored_sizes(self) -> Iterator[tuple[WeightType, int]]:
         """Return the type and the bytes of each tensor."""
         for tensor in self._tensors.values():
