@@ -45,6 +45,9 @@ class EngineOptions(TypedDict, total=False):
     kv_cache_dtype: KVCacheDtype
     activation_bits: Literal[8, 16] | None
     isa: IsaName
+    adapters: tuple[str, ...]
+    max_adapters: int
+    merged_adapter: Path | None
 
 
 Prompt = str | TokensPrompt
