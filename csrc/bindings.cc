@@ -293,8 +293,7 @@ StoredMatrix checked_factor(const char* name, const Matrix& matrix) {
     return {static_cast<StorageType>(type), rows, columns, start};
 }
 
-std::unique_ptr<PackedLora> pack_lora(Context& context, const std::vector<LoraFactors>& matrices,
-                                      size_t out_features) {
+std::unique_ptr<PackedLora> pack_lora(Context& context, const std::vector<LoraFactors>& matrices, size_t out_features) {
     if (matrices.empty()) {
         refuse("pack_lora", "needs the factors of at least one matrix.");
     }

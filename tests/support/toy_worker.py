@@ -56,7 +56,7 @@ class FragileEngine(Engine):
     def load_adapter(self, name: str, path: Path) -> None:
         if name in self._loaded:
             raise RequestError(f"There is an adapter {name!r} already.", param="adapter")
-        self._loaded[name] = AdapterInfo(name=name, rank=8, num_bytes=100, digest=str(path))
+        self._loaded[name] = AdapterInfo(name=name, rank=8, num_bytes=100, num_sequences=0, digest=str(path))
 
     def unload_adapter(self, name: str) -> None:
         if self._loaded.pop(name, None) is None:

@@ -67,6 +67,8 @@ class AdapterInfo:
     """The largest rank of its matrices."""
     num_bytes: int
     """Memory that it takes."""
+    num_sequences: int
+    """Answers that are being made with it."""
     digest: str
     """SHA-256 of its tensors and scaling, in hexadecimal: two adapters of one digest compute the same."""
 

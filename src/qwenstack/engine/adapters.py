@@ -9,7 +9,6 @@ Like the engine, a set is used by one thread.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from qwenstack.core.errors import CapacityError, RequestError
@@ -21,18 +20,6 @@ from qwenstack.models import LoraAdapter, ModelConfig, load_adapter
 
 MAX_ADAPTER_BYTES = 2 << 30
 """Of all adapters together; one of rank 16 on all layers of a 0.5B model takes 18 MB, of an 8B model 84 MB."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterCard:
-    """What there is to say about a loaded adapter."""
-
-    name: str
-    digest: str
-    max_rank: int
-    num_bytes: int
-    num_sequences: int
-    """Sequences that use this version now."""
 
 
 class AdapterSet:
@@ -69,7 +56,7 @@ class AdapterSet:
         """Memory of all versions that can be asked for or are still in use."""
         return sum(adapter.num_bytes for adapter in {*self._by_name.values(), *self._num_users})
 
-    def load(self, name: str, path: Path) -> AdapterCard:
+    def load(self, name: str, path: Path) -> AdapterInfo:
         """Make the adapter of a PEFT folder known under a name; requests that use an older version keep it.
 
         Nothing changes if this fails.
@@ -94,7 +81,7 @@ class AdapterSet:
                     f"{self._max_bytes} are allowed. Unload one, or wait until requests that use an old one end."
                 )
             self._by_name[name] = adapter
-        return self._card(name)
+        return self._info(name)
 
     def unload(self, name: str) -> None:
         """Forget a name; requests that use its adapter run to their end.
@@ -102,7 +89,7 @@ class AdapterSet:
         Raises:
             RequestError: there is no such adapter.
         """
-        self._get(name)
+        self.get(name)
         del self._by_name[name]
 
     def get(self, name: str) -> LoraAdapter:
@@ -111,51 +98,6 @@ class AdapterSet:
         Raises:
             RequestError: there is no such adapter.
         """
-        return self._get(name)
-
-    def hold(self, adapter: LoraAdapter) -> None:
-        """Count one more sequence that uses a version; it must `release` it."""
-        self._num_users[adapter] += 1
-
-    def release(self, adapter: LoraAdapter | None) -> None:
-        """Take back what `acquire` gave."""
-        if adapter is None:
-            return
-        assert self._num_users[adapter] > 0
-        self._num_users[adapter] -= 1
-        if not self._num_users[adapter]:
-            del self._num_users[adapter]
-
-    def infos(self) -> list[AdapterInfo]:
-        """Describe the adapters that requests may name, by name."""
-        return [
-            AdapterInfo(name=name, rank=adapter.max_rank, num_bytes=adapter.num_bytes, digest=adapter.digest)
-            for name, adapter in sorted(self._by_name.items())
-        ]
-
-    def cards(self) -> tuple[AdapterCard, ...]:
-        """Describe the adapters that requests may name, by name."""
-        return tuple(self._card(name) for name in sorted(self._by_name))
-
-    def digest(self, name: str) -> str:
-        """Return the digest of what a name stands for now.
-
-        Raises:
-            RequestError: there is no such adapter.
-        """
-        return self._get(name).digest
-
-    def _card(self, name: str) -> AdapterCard:
-        adapter = self._by_name[name]
-        return AdapterCard(
-            name=name,
-            digest=adapter.digest,
-            max_rank=adapter.max_rank,
-            num_bytes=adapter.num_bytes,
-            num_sequences=self._num_users[adapter],
-        )
-
-    def _get(self, name: str) -> LoraAdapter:
         adapter = self._by_name.get(name)
         if adapter is None:
             known = ", ".join(sorted(self._by_name)) or "none"
@@ -163,3 +105,28 @@ class AdapterSet:
                 f"There is no adapter {name[:64]!r}; loaded: {known}.", param="adapter", code="model_not_found"
             )
         return adapter
+
+    def hold(self, adapter: LoraAdapter) -> None:
+        """Count one more sequence that uses a version, which must `release` it."""
+        self._num_users[adapter] += 1
+
+    def release(self, adapter: LoraAdapter) -> None:
+        """Count one sequence less."""
+        assert self._num_users[adapter] > 0
+        self._num_users[adapter] -= 1
+        if not self._num_users[adapter]:
+            del self._num_users[adapter]
+
+    def infos(self) -> list[AdapterInfo]:
+        """Describe the adapters that requests may name, by name."""
+        return [self._info(name) for name in sorted(self._by_name)]
+
+    def _info(self, name: str) -> AdapterInfo:
+        adapter = self._by_name[name]
+        return AdapterInfo(
+            name=name,
+            rank=adapter.max_rank,
+            num_bytes=adapter.num_bytes,
+            num_sequences=self._num_users[adapter],
+            digest=adapter.digest,
+        )

@@ -6,11 +6,10 @@ more on the disk, which are read back into fresh ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 from typing_extensions import Buffer
 
 from qwenstack.engine.block_pool import BlockPool
@@ -27,24 +26,16 @@ class BlockStore(Protocol):
         """Whether a block seems to be there."""
         ...
 
-    def get(self, key: bytes, token_ids: tuple[int, ...]) -> memoryview | None:
+    def get(self, key: bytes, token_ids: SequenceOf[int]) -> memoryview | None:
         """Return a block's bytes, proven to be what was put; None if they are not there."""
         ...
 
-    def put(self, key: bytes, parent: bytes, token_ids: tuple[int, ...], payload: PayloadSource) -> bool:
+    def put(self, key: bytes, parent: bytes, token_ids: SequenceOf[int], payload: Callable[[], Buffer]) -> bool:
         """Keep a block; `payload` is called at once, and only if it is wanted."""
         ...
 
     def close(self) -> None:
         """Write what waits, within seconds, and take no more."""
-        ...
-
-
-class PayloadSource(Protocol):
-    """Makes the bytes of a block."""
-
-    def __call__(self) -> Buffer:
-        """Return them."""
         ...
 
 
@@ -190,8 +181,5 @@ class KVBlocks:
             self._pool.keep(sequence.blocks[number])
         return is_new
 
-    def _payload_of(self, block: int) -> PayloadSource:
-        def payload() -> np.ndarray:
-            return self._kv_cache.read_block(block)
-
-        return payload
+    def _payload_of(self, block: int) -> Callable[[], Buffer]:
+        return lambda: self._kv_cache.read_block(block).data

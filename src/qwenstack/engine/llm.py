@@ -59,6 +59,9 @@ class EngineOptions(TypedDict, total=False):
     prefix_cache_disk_bytes: int
     prefix_cache_dir: Path | None
     prefix_cache_max_age_s: int
+    adapters: tuple[str, ...]
+    max_adapters: int
+    merged_adapter: Path | None
 
 
 Prompt = str | TokensPrompt

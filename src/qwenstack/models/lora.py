@@ -104,7 +104,7 @@ def load_adapter(
             _PlacedFactors(down=stored.down, up=stored.up, scale=stored.scale, first_column=home.first_column)
         )
     widths = _out_features(config)
-    packed = tuple(
+    packed: tuple[Mapping[Place, PackedLora], ...] = tuple(
         {
             place: kernels.pack_lora(sorted(matrices, key=lambda matrix: matrix.first_column), widths[place])
             for place, matrices in layer.items()
@@ -133,7 +133,7 @@ class MergedReader(WeightReader):
         Raises:
             ModelFormatError: the adapter is for another model, or for parts that take none.
         """
-        self._tensors = base.tensors
+        self._tensors = dict(base.tensors)
         self.weight_format = base.weight_format
         self._adapter = adapter
         for module in adapter.factors:

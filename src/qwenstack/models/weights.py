@@ -69,10 +69,8 @@ class WeightReader:
         Raises:
             ModelFormatError: there are no tensors, or one has a shape that its name does not allow.
         """
-        if checkpoint.format == "gguf":
-            self._tensors: Mapping[str, StoredTensor] = dict(_hf_named(checkpoint.tensors, config))
-        else:
-            self._tensors: Mapping[str, StoredTensor] = dict(checkpoint.tensors)
+        is_gguf = checkpoint.format == "gguf"
+        self._tensors = dict(_hf_named(checkpoint.tensors, config) if is_gguf else checkpoint.tensors)
         if not self._tensors:
             raise ModelFormatError(f"{str(checkpoint.path)!r} holds no tensors of a model.")
         self.weight_format: WeightFormat = weight_format

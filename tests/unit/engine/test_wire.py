@@ -80,7 +80,7 @@ def test_a_request_without_treatment_gets_the_default() -> None:
 
 
 def test_adapters_keep_everything() -> None:
-    adapters = [AdapterInfo(name="法律", rank=8, num_bytes=540_672, digest="ab" * 32)]
+    adapters = [AdapterInfo(name="法律", rank=8, num_bytes=540_672, num_sequences=2, digest="ab" * 32)]
     (body,) = FrameBuffer().feed(encode_frame(Adapters(adapters)))
     assert event_decoder.decode(body) == Adapters(adapters)
 

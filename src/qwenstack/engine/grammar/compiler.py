@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 from qwenstack.core.errors import CapacityError, QwenStackError, RequestError
@@ -32,7 +31,7 @@ Compiled = TokenConstraint | QwenStackError
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    key: Hashable
+    key: int
     grammar: Grammar
 
 
@@ -49,7 +48,7 @@ class GrammarCompiler:
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._running: _Job | None = None
-        self._done: deque[tuple[Hashable, Compiled]] = deque()
+        self._done: deque[tuple[int, Compiled]] = deque()
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -59,7 +58,7 @@ class GrammarCompiler:
             self._thread = threading.Thread(target=self._work, name="grammar", daemon=True)
             self._thread.start()
 
-    def begin(self, key: Hashable, grammar: Grammar) -> None:
+    def begin(self, key: int, grammar: Grammar) -> None:
         """Ask for a constraint; `poll` returns it under this key, at once if the grammar was compiled before.
 
         Raises:
@@ -83,7 +82,7 @@ class GrammarCompiler:
         with self._changed:
             return bool(self._jobs or self._running or self._done)
 
-    def poll(self) -> list[tuple[Hashable, Compiled]]:
+    def poll(self) -> list[tuple[int, Compiled]]:
         """Return what is ready: constraints, and errors to be raised for their requests."""
         with self._changed:
             ready = list(self._done)
@@ -100,7 +99,7 @@ class GrammarCompiler:
                     return
                 self._changed.wait(left)
 
-    def cancel(self, key: Hashable) -> None:
+    def cancel(self, key: int) -> None:
         """Forget a key, wherever it is."""
         with self._changed:
             self._jobs = deque(job for job in self._jobs if job.key != key)
