@@ -30,9 +30,9 @@ struct LinearJob {
     size_t num_tokens;
     size_t in_features;
     bool has_16_bit_activations;  // what rounding x to int8 took away is multiplied too
-    const uint8_t* activations;  // quantised x, if a segment is quantised
-    const float* normed;         // x after the norm (x itself without one), if a segment is float
-    const float* bias;           // null: none
+    const uint8_t* activations;   // quantised x, if a segment is quantised
+    const float* normed;          // x after the norm (x itself without one), if a segment is float
+    const float* bias;            // null: none
     bool accumulate;
     float* out;
     size_t out_stride;
