@@ -12,8 +12,23 @@ from qwenstack.engine.grammar.lark_source import lark_of
 from qwenstack.engine.grammar.token_table import TokenTable, matcher_vocabulary
 
 BYTE_EOS = 256
-_WORDS = ["true", "false", "null", '{"', '":', '", "', "<tool_call>", "</tool_call>", '"arguments"', "name", "é", "中文"]
-BYTE_TABLE = TokenTable([bytes([byte]) for byte in range(256)] + [b""] + [word.encode() for word in _WORDS], [BYTE_EOS], [])
+_WORDS = [
+    "true",
+    "false",
+    "null",
+    '{"',
+    '":',
+    '", "',
+    "<tool_call>",
+    "</tool_call>",
+    '"arguments"',
+    "name",
+    "é",
+    "中文",
+]
+BYTE_TABLE = TokenTable(
+    [bytes([byte]) for byte in range(256)] + [b""] + [word.encode() for word in _WORDS], [BYTE_EOS], []
+)
 """Every byte, an end token, and a few words that cut across a grammar's own tokens."""
 CLOSING = frozenset(b"\"')]}\n,>0")
 

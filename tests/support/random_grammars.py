@@ -21,7 +21,9 @@ class Node:
 
 def random_node(rng: random.Random, depth: int = 0) -> Node:
     """Return a tree that does not recurse."""
-    kind = rng.choice(["literal", "set"] if depth > 3 else ["literal", "set", "sequence", "sequence", "choice", "repeat"])
+    kind = rng.choice(
+        ["literal", "set"] if depth > 3 else ["literal", "set", "sequence", "sequence", "choice", "repeat"]
+    )
     if kind == "literal":
         return Node(kind, rng.choice(_LITERALS))
     if kind == "set":

@@ -58,7 +58,12 @@ def _object(rng: random.Random, depth: int) -> Schema:
 
 def _array(rng: random.Random, depth: int) -> Schema:
     low = rng.randrange(3)
-    return {"type": "array", "items": random_schema(rng, depth + 1), "minItems": low, "maxItems": low + rng.randrange(3)}
+    return {
+        "type": "array",
+        "items": random_schema(rng, depth + 1),
+        "minItems": low,
+        "maxItems": low + rng.randrange(3),
+    }
 
 
 def _tuple(rng: random.Random, depth: int) -> Schema:
@@ -79,7 +84,11 @@ def _reference(rng: random.Random, _depth: int) -> Schema:
         "additionalProperties": False,
     }
     # References start at the root, so the definition stands for the whole schema.
-    return {"$ref": "#/$defs/node", "$defs": {"node": node}} if _depth == 0 else rng.choice([{"type": "null"}, node_leaf()])
+    return (
+        {"$ref": "#/$defs/node", "$defs": {"node": node}}
+        if _depth == 0
+        else rng.choice([{"type": "null"}, node_leaf()])
+    )
 
 
 def node_leaf() -> Schema:

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -46,8 +45,8 @@ TOOLS = json.dumps(
 
 
 @pytest.fixture(scope="module")
-def llm(coder_gguf: Path) -> Iterator[LLM]:
-    yield LLM(coder_gguf, max_model_len=2048)
+def llm(coder_gguf: Path) -> LLM:
+    return LLM(coder_gguf, max_model_len=2048)
 
 
 def ask(llm: LLM, prompts: list[str], grammars: list[Grammar], *, max_tokens: int) -> list[RequestOutput]:

@@ -22,7 +22,7 @@ from qwenstack.engine.grammar.wire import Unusable, Usable
 from qwenstack.tokenizer import Tokenizer
 
 _ENTRY_BYTES = 64 << 10
-"""Charged for each entry beside twice what was measured: pages that were free before are not seen in the measurement."""
+"""Charged for each entry beside twice what was measured, which does not see pages that were free before."""
 _OWN_KINDS = frozenset({"python", "json_object"})
 """Written here, not by callers: nothing to check."""
 _OWN_BYTES = 5 << 20

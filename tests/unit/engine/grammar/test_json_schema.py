@@ -39,7 +39,7 @@ def test_every_finished_text_of_200_random_schemas_validates():
 
 
 def test_the_usual_layouts_of_json_are_all_allowed():
-    value = {"name": "Ada \"L\" ☃", "tags": ["a", "b"], "size": -1.5e3}
+    value = {"name": 'Ada "L" ☃', "tags": ["a", "b"], "size": -1.5e3}
     schema = {
         "type": "object",
         "properties": {

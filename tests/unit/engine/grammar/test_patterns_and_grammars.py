@@ -123,7 +123,7 @@ def test_gbnf_that_is_wrong_gets_a_sentence(source: str, words: str):
 
 @pytest.mark.parametrize(
     "source",
-    ['%llguidance {"allow_invalid_utf8": true}\nstart: "a"', 'start[stop="x"]: /.*/', 'start[max_tokens=3]: /.*/'],
+    ['%llguidance {"allow_invalid_utf8": true}\nstart: "a"', 'start[stop="x"]: /.*/', "start[max_tokens=3]: /.*/"],
 )
 def test_options_of_the_matcher_are_not_for_callers(source: str):
     with pytest.raises(GrammarRefusal, match="leave"):
@@ -131,7 +131,7 @@ def test_options_of_the_matcher_are_not_for_callers(source: str):
 
 
 def test_a_grammar_cannot_ask_for_a_control_token():
-    with pytest.raises(RequestError, match="no token|special|cannot be used"):
+    with pytest.raises(RequestError, match=r"no token|cannot be used"):
         constraint_of(Grammar(kind="ebnf", source=f"start: <[{BYTE_EOS}]> /a/")).allowed_words()
 
 

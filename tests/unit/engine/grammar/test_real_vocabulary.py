@@ -1,4 +1,4 @@
-"""Grammars over the vocabulary of a real model: texts fit, control tokens never come, a mask takes no time to speak of."""
+"""Grammars over the vocabulary of a real model: texts fit, control tokens never come, a mask costs little."""
 
 import ast
 import json
@@ -68,9 +68,7 @@ def test_random_tokens_under_the_mask_give_valid_json(table: TokenTable, vocabul
         text = walk(constraint, rng, table, limit=40)
         if text is not None:
             finished += 1
-            jsonschema.validate(
-                json.loads(text), schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
-            )
+            jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
     assert finished >= 0.8 * NUM_SCHEMAS
 
 
@@ -109,9 +107,7 @@ def replay(constraint: TokenConstraint, tokenizer: Tokenizer, text: str) -> list
     return seconds
 
 
-def test_the_texts_that_models_write_pass_and_a_token_costs_little(
-    tokenizer: Tokenizer, vocabulary: MatcherVocabulary
-):
+def test_the_texts_that_models_write_pass_and_a_token_costs_little(tokenizer: Tokenizer, vocabulary: MatcherVocabulary):
     people = [{"name": f"Ada Lovelace {n}", "age": 36 + n, "tags": ["math", "程序"], "mail": None} for n in range(12)]
     schema = {
         "type": "array",

@@ -60,7 +60,9 @@ def test_text_is_free_and_calls_are_not():
 def test_random_answers_hold_only_fitting_calls():
     rng = random.Random(3)
     # A word of text and the marker, so that random answers come to calls often.
-    table = TokenTable([bytes([byte]) for byte in range(256)] + [b"", b"<tool_call>", b"</tool_call>"], [256], [257, 258])
+    table = TokenTable(
+        [bytes([byte]) for byte in range(256)] + [b"", b"<tool_call>", b"</tool_call>"], [256], [257, 258]
+    )
     vocabulary = vocabulary_of(table, with_markers=True)
     for required_tool in (None, "*", "get_weather"):
         constraint = constraint_of(tools_grammar(required_tool), vocabulary)
