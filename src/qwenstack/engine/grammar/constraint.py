@@ -132,8 +132,7 @@ class TokenConstraint:
         if not self._matcher.is_error():
             return
         message = self._matcher.get_error().strip().split("\n")[0][:300]
-        reason = self._matcher.stop_reason()
-        if token_id is not None and reason not in {"ParserTooComplex", "LexerTooComplex"}:
+        if token_id is not None and "satisfy the grammar" in message:
             raise EngineError(f"Token {token_id} was chosen, which the grammar's mask does not allow: {message}")
         raise RequestError(f"The grammar cannot be used: {message}", param="grammar", code="invalid_grammar")
 

@@ -129,7 +129,7 @@ def test_programs_of_humaneval_are_accepted(python: TokenConstraint):
 
 GOOD = [
     "x = 1",
-    "def f(a, /, b: int = 1, *c, d=2, **e) -> 'int':\n    '''text\n    more'''\n\n    # remark\n    return a + b\n",
+    "def f(a, /, b: int = 1, *c, d=2, **e) -> 'int':\n    '''text\n    more'''\n\n    # remark\n    return a  # end\n",
     "async def f():\n    async with a as b, c:\n        async for x in y: await z\n    return [x async for x in y]",
     "@a.b(c)\n@d\nclass A(B, metaclass=C):\n    x: int = 5\n    y: list[int]\n",
     "try:\n    x\nexcept (A, B) as e:\n    raise C from e\nelse:\n    y\nfinally:\n    z",
