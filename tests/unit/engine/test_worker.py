@@ -55,7 +55,7 @@ def test_adapters_are_journaled_and_loaded_again_by_a_replay(
     journal = open_session(tmp_path / "journal")
     engine = FragileEngine(toy_model(), journal=journal, recorder=recorder)
     channel: Any = FakeChannel()
-    worker = Worker(engine, channel, recorder, journal)
+    worker = Worker(engine, channel, recorder)
     params = SamplingParams(max_tokens=3, ignore_eos=True)
     for command in (
         LoadAdapter("law", Path("/a/law")),
