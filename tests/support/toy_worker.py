@@ -50,17 +50,22 @@ class FragileEngine(Engine):
 
     def check_integrity(self) -> None:
         if getattr(self, "_is_damaged", False):
-            self._pool.allocate(1)
+            self._blocks._pool.allocate(1)
         super().check_integrity()
 
     def load_adapter(self, name: str, path: Path) -> None:
         if name in self._loaded:
             raise RequestError(f"There is an adapter {name!r} already.", param="adapter")
         self._loaded[name] = AdapterInfo(name=name, rank=8, num_bytes=100, num_sequences=0, digest=str(path))
+        self._journal.adapter_loaded(self._counts.steps, name, path, str(path))
 
     def unload_adapter(self, name: str) -> None:
         if self._loaded.pop(name, None) is None:
             raise RequestError(f"There is no adapter {name!r}.", param="adapter", code="adapter_not_found")
+        self._journal.adapter_unloaded(self._counts.steps, name)
+
+    def _adapter_of(self, options: Any) -> None:
+        """Adapters change nothing here."""
 
     def adapters(self) -> list[AdapterInfo]:
         return list(self._loaded.values())
@@ -73,6 +78,5 @@ def poisoned_model(config: Any) -> Any:
 
 
 if __name__ == "__main__":
-    worker.load_model = poisoned_model
-    worker.Engine = FragileEngine
+    worker.build_engine = lambda config, recorder: FragileEngine(poisoned_model(config), recorder=recorder)
     worker.main(int(sys.argv[1]), int(sys.argv[2]))

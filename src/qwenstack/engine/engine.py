@@ -231,6 +231,10 @@ class Engine:
         """Return the adapters that requests may name."""
         return [] if self._adapters is None else self._adapters.infos()
 
+    def warm_up(self) -> None:
+        """Make what the first request with a grammar would wait for: a second, half of which stops all streams."""
+        self._grammars.warm_up()
+
     def close(self) -> None:
         """Stop what runs beside the engine; what the disk has not taken yet is lost."""
         self._grammars.close()
@@ -525,25 +529,27 @@ class Engine:
         return releases
 
     def _choose(self, sequence: Sequence, logits_V: np.ndarray) -> int:
-        """Return the next token: the one that has to come, or one of those that the grammar leaves."""
+        """Return the next token: the one that has to come, else the one that is drawn.
+
+        A grammar has its say after a free draw: most are allowed, and to ask for one token costs microseconds, to mask
+        all of them up to milliseconds. A forbidden one is drawn again from what is allowed, by another random number.
+        With Z the probability of all that is allowed, a token of probability p comes with p + (1 - Z) p / Z = p / Z:
+        as if the mask had been there at first. The likeliest allowed token is the same either way.
+        """
         answer, constraint = sequence.answer, sequence.active_constraint
         forced_ids = answer.forced_token_ids()
         if forced_ids:
             return forced_ids[0]
-        forbidden_ids = answer.forbidden_ids
-        if constraint is not None:
-            beside = list(answer.ids_beside_grammar)
-            masked_V = constraint.mask_logits(logits_V)
-            masked_V[beside] = logits_V[beside]
-            logits_V = masked_V
-            forbidden_ids = () if constraint.must_end else forbidden_ids
-        return choose_token(
-            logits_V,
-            sequence.params,
-            sequence.history,
-            forbidden_ids=forbidden_ids,
-            uniform=uniform_number(sequence.seed, sequence.index, len(sequence.output_token_ids)),
-        )
+        if constraint is None:
+            return _draw(sequence, logits_V, answer.forbidden_ids)
+        forbidden_ids = () if constraint.must_end else answer.forbidden_ids
+        token_id = _draw(sequence, logits_V, forbidden_ids)
+        beside = list(answer.ids_beside_grammar)
+        if token_id in beside or constraint.allows(token_id):
+            return token_id
+        masked_V = constraint.mask_logits(logits_V)
+        masked_V[beside] = logits_V[beside]
+        return _draw(sequence, masked_V, forbidden_ids, draw=1)
 
     # ---- ending ----
 
@@ -589,6 +595,17 @@ def _batches(work: SequenceOf[Work]) -> Iterator[list[Work]]:
 
     for _, batch in groupby(sorted(work, key=precision), key=precision):
         yield sorted(batch, key=adapter)
+
+
+def _draw(sequence: Sequence, logits_V: np.ndarray, forbidden_ids: SequenceOf[int], *, draw: int = 0) -> int:
+    position = len(sequence.output_token_ids)
+    return choose_token(
+        logits_V,
+        sequence.params,
+        sequence.history,
+        forbidden_ids=forbidden_ids,
+        uniform=uniform_number(sequence.seed, sequence.index, position, draw=draw),
+    )
 
 
 def _no_adapter(name: str) -> RequestError:

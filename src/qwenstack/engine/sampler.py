@@ -62,9 +62,9 @@ def choose_token(
     return _draw(logits_V, params, uniform)
 
 
-def uniform_number(seed: int, index: int, position: int) -> float:
-    """Return a number in [0, 1) that depends on nothing but its arguments."""
-    digest = hashlib.blake2b(struct.pack("<qii", seed, index, position), digest_size=8).digest()
+def uniform_number(seed: int, index: int, position: int, *, draw: int = 0) -> float:
+    """Return a number in [0, 1) that depends on nothing but its arguments; each `draw` is independent of the others."""
+    digest = hashlib.blake2b(struct.pack("<qiii", seed, index, position, draw), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
 

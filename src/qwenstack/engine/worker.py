@@ -101,6 +101,7 @@ def _load(config: EngineConfig, channel: Channel, recorder: FlightRecorder) -> W
         channel.send(LoadFailed(error_type="EngineError", message=f"{type(error).__name__}: {error}"))
         return None
     channel.send(Ready(card=engine.model.card))
+    engine.warm_up()
     return Worker(engine, channel, recorder)
 
 

@@ -15,7 +15,6 @@ from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine import replay
 from qwenstack.engine.flight_recorder import FlightRecorder, shared_memory
-from qwenstack.engine.hooks import SILENT
 from qwenstack.engine.journal import AdapterLoaded, AdapterUnloaded, Admitted, RequestJournal, Session, read_journal
 from qwenstack.engine.wire import AdapterRefused, Adapters, ListAdapters, LoadAdapter, Refused, Submit, UnloadAdapter
 from qwenstack.engine.worker import Worker
@@ -91,7 +90,7 @@ def test_a_request_that_ends_the_process_while_it_is_taken_is_known_afterwards(r
     child = os.fork()
     if child == 0:
         channel: Any = FakeChannel()
-        Worker(Fatal(toy_model()), channel, recorder, SILENT)._obey(Submit("fatal", [1], SamplingParams()))
+        Worker(Fatal(toy_model()), channel, recorder)._obey(Submit("fatal", [1], SamplingParams()))
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 1
@@ -100,7 +99,7 @@ def test_a_request_that_ends_the_process_while_it_is_taken_is_known_afterwards(r
 
 def test_a_refused_request_is_no_suspect(recorder: FlightRecorder) -> None:
     channel: Any = FakeChannel()
-    worker = Worker(FragileEngine(toy_model()), channel, recorder, SILENT)
+    worker = Worker(FragileEngine(toy_model()), channel, recorder)
     worker._obey(Submit("long", [1] * 1000, SamplingParams()))
     (event,) = channel.sent
     assert isinstance(event, Refused)

@@ -27,6 +27,11 @@ class MatcherVocabulary:
     usable_words: np.ndarray
     """`[W]` uint32, bit i of word w for id 32 w + i; read only. End tokens are among them."""
 
+    def is_usable(self, token_id: int) -> bool:
+        """Whether a grammar may use an id at all."""
+        word, bit = divmod(token_id, 32)
+        return word < len(self.usable_words) and bool(int(self.usable_words[word]) >> bit & 1)
+
     @cached_property
     def inner_words(self) -> np.ndarray:
         """The same without the end tokens."""
@@ -66,6 +71,20 @@ class TokenConstraint:
     def must_end(self) -> bool:
         """Whether nothing but an end token may follow, whatever `min_tokens` or `ignore_eos` say."""
         return self._ended or self._matcher.is_stopped()
+
+    def allows(self, token_id: int) -> bool:
+        """Whether a token may come next; takes microseconds where the mask of a language such as Python takes ms.
+
+        Raises:
+            RequestError: the grammar is too complex at this place.
+        """
+        if token_id in self._vocabulary.eos_token_ids:
+            return self.is_complete
+        if self._ended or not self._vocabulary.is_usable(token_id):
+            return False
+        is_allowed = self._matcher.validate_tokens([token_id]) == 1
+        self._raise_if_failed(token_id)
+        return is_allowed
 
     def mask_logits(self, logits_V: np.ndarray) -> np.ndarray:
         """Return a copy with minus infinity for each token that may not come next.
