@@ -17,7 +17,7 @@ constexpr size_t kManyTokensTiles = 2;
 // Tiles of a factor of an adapter with many tokens: its inner dimension is a rank, so that a tile alone is little work.
 constexpr size_t kLoraTiles = 16;
 // Rows (query heads of queries) that share one pass over the keys: their results fit the first-level cache.
-constexpr size_t kAttentionRows = 32;
+constexpr size_t kAttentionRows = 128;
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 

@@ -33,6 +33,7 @@ class ToyTokenizer:
 
     vocab_size = VOCABULARY
     eos_token_ids = frozenset({EOS})
+    added_token_ids = frozenset({EOS})
     bos_token_id = None
     chat_markers = ChatMarkers()
 

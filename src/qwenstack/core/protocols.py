@@ -81,6 +81,11 @@ class AsyncLLM(Protocol):
         """What is served."""
         ...
 
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        """LoRA adapters that `RequestOptions` may name."""
+        ...
+
     async def encode(self, text: str) -> list[int]:
         """Turn plain text into token ids; literal control tokens in it stay plain text.
 

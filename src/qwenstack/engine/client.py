@@ -87,8 +87,8 @@ class EngineClient:
         self.default_sampling = sampling
         """Sampling that the model's makers recommend, by the names of `SamplingParams`."""
         self._quarantine = Quarantine()
-        self._loaded_adapters: dict[str, Path] = {}
-        """Those that were loaded since the start, to be loaded again by the next process."""
+        self._adapters = {source.name: source.path for source in config.adapter_sources}
+        """Those that requests may name; a process that is started again gets the same."""
         self._supervisor = asyncio.create_task(self._keep_alive(process))
 
     @classmethod
@@ -116,6 +116,11 @@ class EngineClient:
     def card(self) -> ModelCard:
         """What is served."""
         return self._card
+
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        """LoRA adapters that requests may name."""
+        return tuple(self._adapters)
 
     @property
     def pid(self) -> int | None:
@@ -186,7 +191,7 @@ class EngineClient:
             EngineError: the engine does not run.
         """
         adapters = await self._running_process().ask_adapters(LoadAdapter(name, path))
-        self._loaded_adapters[name] = path
+        self._adapters[name] = path
         return adapters
 
     async def unload_adapter(self, name: str) -> list[AdapterInfo]:
@@ -197,7 +202,7 @@ class EngineClient:
             EngineError: the engine does not run.
         """
         adapters = await self._running_process().ask_adapters(UnloadAdapter(name))
-        self._loaded_adapters.pop(name, None)
+        self._adapters.pop(name, None)
         return adapters
 
     async def adapters(self) -> list[AdapterInfo]:
@@ -247,12 +252,17 @@ class EngineClient:
 
     async def _load_adapters_again(self, process: _EngineProcess) -> None:
         """Give a new process the adapters of the one before; what cannot be had is reported and left out."""
-        for name, path in list(self._loaded_adapters.items()):
+        configured = {source.name: source.path for source in self._config.adapter_sources}
+        for name in configured.keys() - self._adapters.keys():
+            await process.ask_adapters(UnloadAdapter(name))
+        for name, path in list(self._adapters.items()):
+            if configured.get(name) == path:
+                continue
             try:
                 await process.ask_adapters(LoadAdapter(name, path))
             except QwenStackError as error:
                 print(f"The adapter {name!r} was not loaded again: {error}", file=sys.stderr)
-                del self._loaded_adapters[name]
+                del self._adapters[name]
 
 
 class _EngineProcess:

@@ -88,6 +88,10 @@ class GateRules:
         self._max_body_bytes = config.max_body_bytes
         self._keys = KeyRing(config.api_keys)
 
+    def tenant_of(self, head: RequestHead) -> str | None:
+        """Return whose key a request shows, None where it shows none of ours."""
+        return self._keys.tenant(head.bearer_token)
+
     def judge(self, head: RequestHead, access: Access) -> HttpError | None:
         """Decide whether a request may go on; None lets it through."""
         if head.repeated is not None:
@@ -95,7 +99,7 @@ class GateRules:
         refusal = self._judge_place(head, access)
         if refusal is not None:
             return refusal
-        if access is Access.KEY and not self._keys.opens(head.bearer_token):
+        if access is Access.KEY and self.tenant_of(head) is None:
             return HttpError(
                 401,
                 "This server needs an API key: send it as `Authorization: Bearer KEY`.",
@@ -219,6 +223,7 @@ class Gate:
             refusal = self._rules.judge(head, access)
             if refusal is not None:
                 raise refusal
+            scope["state"]["tenant"] = self._rules.tenant_of(head) or ""
             await self._app(scope, self._bounded(receive), signed)
         except Exception as error:  # noqa: BLE001 - nothing that a request causes may stay unanswered
             answer = answer_error(error, request_id=request_id)

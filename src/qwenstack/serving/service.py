@@ -16,6 +16,7 @@ from qwenstack.core.errors import EngineError, RequestError
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput
 from qwenstack.core.protocols import AsyncLLM, EngineStats, ModelCard
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import UnknownModelError
@@ -47,6 +48,7 @@ class GenerationJob:
     request_id: str
     prompts: Sequence[Prompt]
     params: SamplingParams
+    options: RequestOptions
 
     def __post_init__(self) -> None:
         """Bound what one request may ask for."""
@@ -106,17 +108,24 @@ class GenerationService:
         self.card: ModelCard = replace(llm.card, id=config.served_model_name or llm.card.id)
         """What clients are told."""
 
-    def require_model(self, name: str) -> None:
-        """Check that a request asks for the model that is here.
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        """LoRA adapters, each of which is a model of its own to clients."""
+        return self._llm.adapter_names
+
+    def adapter_of(self, model: str) -> str | None:
+        """Return the adapter that a model's name stands for; None for the model as it is.
 
         Raises:
-            UnknownModelError: it asks for another.
+            UnknownModelError: it is neither.
         """
-        if name not in {self.card.id, DEFAULT_MODEL_NAME}:
-            text = (
-                f"The model {name[:200]!r} is not served here. This server has {self.card.id!r}, also called `default`."
-            )
-            raise UnknownModelError(text, param="model", code="model_not_found")
+        if model in {self.card.id, DEFAULT_MODEL_NAME}:
+            return None
+        if model in self.adapter_names:
+            return model
+        known = ", ".join(repr(name) for name in (self.card.id, *self.adapter_names))
+        text = f"The model {model[:200]!r} is not served here. This server has {known}; the first is also `default`."
+        raise UnknownModelError(text, param="model", code="model_not_found")
 
     def choose_params(
         self, given: Mapping[str, object], *, max_tokens: int | None = None, max_tokens_field: str = "max_tokens"
@@ -176,6 +185,10 @@ class GenerationService:
         self._check_token_ids(token_ids, "prompt")
         return Prompt(token_ids=token_ids)
 
+    def model_name(self, job: GenerationJob) -> str:
+        """Return what the model that answers a job is called."""
+        return job.options.adapter or self.card.id
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the exact bytes that a token stands for."""
         return self._llm.token_bytes(token_id)
@@ -232,7 +245,8 @@ class GenerationService:
         timer = RequestTimer(self._metrics)
         unfinished = job.params.n
         try:
-            deltas = self._llm.generate(job.prompts[prompt_index].token_ids, job.params, request_id=request_id)
+            prompt_ids = job.prompts[prompt_index].token_ids
+            deltas = self._llm.generate(prompt_ids, job.params, request_id=request_id, options=job.options)
             async with aclosing(deltas):
                 async for delta in deltas:
                     timer.note(delta)

@@ -149,9 +149,13 @@ def test_sec_12_without_the_key_nothing_but_the_public_opens(authorization: str 
 def test_sec_15_a_ring_opens_for_its_own_keys_alone(presented: str, keys: list[str]) -> None:
     keys = [key.encode("utf-8", "ignore").decode() + "k" for key in keys]
     ring = KeyRing(keys)
-    assert ring.opens(presented) == (presented in keys)
-    assert all(ring.opens(key) for key in keys)
-    assert not ring.opens(None)
+    assert (ring.tenant(presented) is not None) == (presented in keys)
+    assert len({ring.tenant(key) for key in keys} - {None}) == len(set(keys))
+    assert ring.tenant(None) is None
+
+
+def test_without_keys_everybody_is_the_nameless_tenant() -> None:
+    assert KeyRing([]).tenant(None) == KeyRing([]).tenant("whatever") == ""
 
 
 @pytest.mark.parametrize("name", ["host", "origin", "content-length", "authorization", "content-type"])

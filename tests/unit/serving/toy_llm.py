@@ -46,6 +46,8 @@ class ToyLLM:
     seen: list[SamplingParams] = field(default_factory=list)
     prompts: list[list[int]] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
+    options: list[RequestOptions] = field(default_factory=list)
+    adapters: tuple[str, ...] = ()
 
     async def encode(self, text: str) -> list[int]:
         try:
@@ -66,6 +68,10 @@ class ToyLLM:
         if enable_thinking is not None:
             lines.insert(0, f"[thinking] {enable_thinking}")
         return list("\n".join(lines).encode())
+
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        return self.adapters
 
     def token_bytes(self, token_id: int) -> bytes:
         return b"" if token_id == END else bytes([token_id])
@@ -97,6 +103,7 @@ class ToyLLM:
         self.seen.append(params)
         self.prompts.append(list(prompt_token_ids))
         self.request_ids.append(request_id)
+        self.options.append(options)
         self.num_open += 1
         try:
             if self.error is not None:

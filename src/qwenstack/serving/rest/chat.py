@@ -10,7 +10,14 @@ from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
 from qwenstack.core.outputs import TokenLogprob
-from qwenstack.serving.rest.endpoint import Backend, generation_responses, json_response, key_router, request_id_of
+from qwenstack.serving.rest.endpoint import (
+    Backend,
+    generation_responses,
+    json_response,
+    key_router,
+    request_id_of,
+    tenant_of,
+)
 from qwenstack.serving.service import GenerationJob, GenerationService, Piece, UsageTally
 from qwenstack.serving.wire.chat import (
     AnswerDelta,
@@ -39,7 +46,7 @@ def chat_routes(backend: Backend) -> APIRouter:
     )
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """Go on with a conversation, whole or as a stream."""
-        job = await _read_request(backend.service, body, request_id_of(request))
+        job = await _read_request(backend.service, body, request)
         if body.stream:
             return backend.stream(request, _stream_events(backend.service, job, wants_usage=body.wants_usage))
         return json_response(await backend.run(request, _complete(backend.service, job)))
@@ -47,11 +54,12 @@ def chat_routes(backend: Backend) -> APIRouter:
     return router
 
 
-async def _read_request(service: GenerationService, body: ChatCompletionRequest, request_id: str) -> GenerationJob:
-    service.require_model(body.model)
+async def _read_request(service: GenerationService, body: ChatCompletionRequest, request: Request) -> GenerationJob:
+    options = body.request_options(tenant=tenant_of(request), adapter=service.adapter_of(body.model))
     params = service.choose_params(body.sampling_changes(), max_tokens_field=body.max_tokens_field)
     prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking())
-    return GenerationJob(request_id=f"chatcmpl-{request_id}", prompts=[prompt], params=params)
+    request_id = f"chatcmpl-{request_id_of(request)}"
+    return GenerationJob(request_id=request_id, prompts=[prompt], params=params, options=options)
 
 
 async def _complete(service: GenerationService, job: GenerationJob) -> ChatCompletion:
@@ -62,7 +70,7 @@ async def _complete(service: GenerationService, job: GenerationJob) -> ChatCompl
         "id": job.request_id,
         "object": "chat.completion",
         "created": created,
-        "model": service.card.id,
+        "model": service.model_name(job),
         "choices": [
             {
                 "index": answer.index,
@@ -88,7 +96,7 @@ async def _stream_events(service: GenerationService, job: GenerationJob, *, want
             "id": job.request_id,
             "object": "chat.completion.chunk",
             "created": created,
-            "model": service.card.id,
+            "model": service.model_name(job),
             "choices": choices,
         }
         if wants_usage:

@@ -10,7 +10,14 @@ from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
 from qwenstack.core.outputs import RequestOutput
-from qwenstack.serving.rest.endpoint import Backend, generation_responses, json_response, key_router, request_id_of
+from qwenstack.serving.rest.endpoint import (
+    Backend,
+    generation_responses,
+    json_response,
+    key_router,
+    request_id_of,
+    tenant_of,
+)
 from qwenstack.serving.service import GenerationJob, GenerationService, Piece, Prompt, UsageTally
 from qwenstack.serving.wire.chat import wire_finish_reason
 from qwenstack.serving.wire.completions import (
@@ -38,7 +45,7 @@ def completion_routes(backend: Backend) -> APIRouter:
     )
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Go on with one or more texts, whole or as a stream."""
-        job = await _read_request(backend.service, body, request_id_of(request))
+        job = await _read_request(backend.service, body, request)
         echo = bool(body.echo)
         if body.stream:
             events = _stream_events(backend.service, job, echo=echo, wants_usage=body.wants_usage)
@@ -48,14 +55,15 @@ def completion_routes(backend: Backend) -> APIRouter:
     return router
 
 
-async def _read_request(service: GenerationService, body: CompletionRequest, request_id: str) -> GenerationJob:
-    service.require_model(body.model)
+async def _read_request(service: GenerationService, body: CompletionRequest, request: Request) -> GenerationJob:
+    options = body.request_options(tenant=tenant_of(request), adapter=service.adapter_of(body.model))
     params = service.choose_params(body.sampling_changes(), max_tokens=DEFAULT_MAX_TOKENS)
     prompts = [
         await service.read_text(prompt) if isinstance(prompt, str) else service.read_tokens(prompt)
         for prompt in body.prompts()
     ]
-    return GenerationJob(request_id=f"cmpl-{request_id}", prompts=prompts, params=params)
+    request_id = f"cmpl-{request_id_of(request)}"
+    return GenerationJob(request_id=request_id, prompts=prompts, params=params, options=options)
 
 
 async def _complete(service: GenerationService, job: GenerationJob, *, echo: bool) -> Completion:
@@ -71,7 +79,7 @@ async def _complete(service: GenerationService, job: GenerationJob, *, echo: boo
         "id": job.request_id,
         "object": "text_completion",
         "created": created,
-        "model": service.card.id,
+        "model": service.model_name(job),
         "choices": choices,
         "usage": usage_of(tally),
     }
@@ -145,7 +153,7 @@ async def _stream_events(
             "id": job.request_id,
             "object": "text_completion",
             "created": created,
-            "model": service.card.id,
+            "model": service.model_name(job),
             "choices": choices,
         }
         if wants_usage:

@@ -89,6 +89,12 @@ def json_response(payload: object, *, status: int = 200) -> Response:
     return Response(msgspec.json.encode(payload), status_code=status, media_type="application/json")
 
 
+def tenant_of(request: Request) -> str:
+    """Return whose key the request showed, as the gate found out."""
+    tenant: str = request.state.tenant
+    return tenant
+
+
 def request_id_of(request: Request) -> str:
     """Return the id that the gate gave this request."""
     request_id: str = request.state.request_id

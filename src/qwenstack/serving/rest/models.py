@@ -6,7 +6,7 @@ from fastapi import Response
 from fastapi.routing import APIRouter
 
 from qwenstack.serving.rest.endpoint import Backend, error_responses, json_response, key_router
-from qwenstack.serving.wire.models import Model, ModelList, write_model
+from qwenstack.serving.wire.models import Model, ModelList, write_adapter, write_model
 
 
 def model_routes(backend: Backend) -> APIRouter:
@@ -15,8 +15,10 @@ def model_routes(backend: Backend) -> APIRouter:
 
     @router.get("/v1/models", summary="List the models", response_model=ModelList)
     async def list_models() -> Response:
-        """List what is served; there is one model."""
-        models: ModelList = {"object": "list", "data": [write_model(backend.service.card)]}
+        """List what is served: the model, and it with each of its adapters."""
+        service = backend.service
+        adapters = [write_adapter(name, service.card) for name in service.adapter_names]
+        models: ModelList = {"object": "list", "data": [write_model(service.card), *adapters]}
         return json_response(models)
 
     # Names of models have slashes: the rest of the path is the id.
@@ -28,7 +30,7 @@ def model_routes(backend: Backend) -> APIRouter:
     )
     async def retrieve_model(model_id: str) -> Response:
         """Describe the model of this id; `default` is a name of it too."""
-        backend.service.require_model(model_id)
-        return json_response(write_model(backend.service.card))
+        adapter, card = backend.service.adapter_of(model_id), backend.service.card
+        return json_response(write_model(card) if adapter is None else write_adapter(adapter, card))
 
     return router

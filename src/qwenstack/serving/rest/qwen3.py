@@ -6,7 +6,15 @@ from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
 from qwenstack.core.messages import Message
-from qwenstack.serving.rest.endpoint import Backend, error_responses, json_response, key_router, request_id_of
+from qwenstack.core.request_options import RequestOptions
+from qwenstack.serving.rest.endpoint import (
+    Backend,
+    error_responses,
+    json_response,
+    key_router,
+    request_id_of,
+    tenant_of,
+)
 from qwenstack.serving.service import GenerationJob, GenerationService
 from qwenstack.serving.wire.qwen3 import GenerateRequest, GenerateResponse
 
@@ -25,7 +33,12 @@ def qwen3_routes(backend: Backend) -> APIRouter:
         """Take the prompt for one user message and answer it."""
         prompt = await backend.service.read_chat([Message(role="user", content=body.prompt)])
         params = backend.service.choose_params({"max_tokens": body.max_length}, max_tokens_field="max_length")
-        job = GenerationJob(request_id=f"gen-{request_id_of(request)}", prompts=[prompt], params=params)
+        job = GenerationJob(
+            request_id=f"gen-{request_id_of(request)}",
+            prompts=[prompt],
+            params=params,
+            options=RequestOptions(tenant=tenant_of(request)),
+        )
         return json_response(await backend.run(request, _complete(backend.service, job)))
 
     return router

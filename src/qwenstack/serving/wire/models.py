@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -20,6 +20,8 @@ class Model(TypedDict):
     """Prompt and answer together have at most this many tokens."""
     weight_format: str
     num_parameters: int
+    parent: NotRequired[str]
+    """Of a LoRA adapter: the model that it changes."""
 
 
 class ModelList(TypedDict):
@@ -27,6 +29,11 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: list[Model]
+
+
+def write_adapter(name: str, card: ModelCard) -> Model:
+    """Write a LoRA adapter as the model that it is to clients."""
+    return {**write_model(card), "id": name, "parent": card.id}
 
 
 def write_model(card: ModelCard) -> Model:

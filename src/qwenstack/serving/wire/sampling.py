@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from qwenstack.core.errors import RequestError
+from qwenstack.core.request_options import MAX_PRIORITY, RequestOptions
 from qwenstack.core.sampling_params import (
     MAX_LOGIT_BIAS,
     MAX_N,
@@ -96,8 +97,18 @@ class SamplingFields(WireModel):
     """Leave control tokens out of the text; true where nothing is said."""
     include_stop_str_in_output: bool | None = None
     """Keep the stop string in the text."""
+    priority: int | None = Field(None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    """Lower runs earlier; 0 where nothing is said. Those that wait long move up."""
+    cache_prompt: bool | None = None
+    """Whether what was computed for earlier prompts may be used, and this one kept for later ones; true by default."""
     user: str | None = None
     """Accepted and ignored."""
+
+    def request_options(self, *, tenant: str, adapter: str | None) -> RequestOptions:
+        """Return how the engine is to treat the request."""
+        return RequestOptions(
+            tenant=tenant, priority=self.priority or 0, prefix_cache=self.cache_prompt is not False, adapter=adapter
+        )
 
     @property
     def wants_usage(self) -> bool:

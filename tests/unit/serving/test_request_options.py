@@ -1,0 +1,50 @@
+"""How a request is treated: who asks is the server's business, urgency and caching the client's."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from toy_llm import ToyLLM
+
+from qwenstack.core.request_options import RequestOptions
+from qwenstack.serving import create_app
+from qwenstack.serving.config import ServeConfig
+
+pytestmark = pytest.mark.anyio
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+async def test_what_a_request_says_reaches_the_engine(client: httpx.AsyncClient, llm: ToyLLM) -> None:
+    await client.post("/v1/chat/completions", json={**CHAT, "priority": -3, "cache_prompt": False})
+    await client.post("/v1/completions", json={"prompt": "hi"})
+    assert llm.options == [RequestOptions(priority=-3, prefix_cache=False), RequestOptions()]
+
+
+async def test_an_adapter_is_a_model_of_its_own(client: httpx.AsyncClient, llm: ToyLLM) -> None:
+    llm.adapters = ("legal",)
+    models = (await client.get("/v1/models")).json()["data"]
+    assert [(model["id"], model.get("parent")) for model in models] == [("toy/echo", None), ("legal", "toy/echo")]
+    assert (await client.get("/v1/models/legal")).json()["parent"] == "toy/echo"
+    body = (await client.post("/v1/chat/completions", json={**CHAT, "model": "legal"})).json()
+    assert body["model"] == "legal"
+    assert llm.options[-1].adapter == "legal"
+    refused = await client.post("/v1/chat/completions", json={**CHAT, "model": "medical"})
+    assert refused.status_code == 404
+    assert "'legal'" in refused.json()["error"]["message"]
+
+
+async def test_sec_17_each_key_is_a_tenant_and_no_client_chooses_one(llm: ToyLLM) -> None:
+    app = create_app(llm, ServeConfig(api_keys=("key-of-one", "key-of-two")))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+        for key in ("key-of-one", "key-of-two", "key-of-one"):
+            await client.post("/v1/chat/completions", json=CHAT, headers={"authorization": f"Bearer {key}"})
+        chosen = await client.post(
+            "/v1/chat/completions", json={**CHAT, "tenant": "x"}, headers={"authorization": "Bearer key-of-one"}
+        )
+    first, second, third = (options.tenant for options in llm.options)
+    assert first == third
+    assert first != second
+    assert "key" not in first
+    assert chosen.status_code == 400
