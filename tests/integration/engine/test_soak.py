@@ -37,7 +37,7 @@ LEAST_STEPS = 2_000_000
 MOST_BYTES_AN_HOUR = 32 << 20
 SAMPLE_EVERY_S = 5.0
 ABORTS, BAD_REQUESTS = 0.10, 0.05
-CONCURRENT = 4
+CONCURRENT = 3
 
 pytestmark = pytest.mark.timeout(SECONDS * 2 + 600)
 
@@ -79,7 +79,7 @@ class Load:
         params = SamplingParams(
             temperature=self.random.choice([0.0, 0.9]),
             seed=self.num_requests,
-            max_tokens=self.random.randint(8, 56),
+            max_tokens=self.random.randint(4, 36),
             ignore_eos=self.random.random() < 0.9,
         )
         options = RequestOptions(tenant=self.random.choice("abc"), priority=self.random.randint(-1, 1))
@@ -88,7 +88,7 @@ class Load:
         except CapacityError:
             self.num_refused += 1
         else:
-            self.open[name] = self.random.randint(0, 30) if self.random.random() < ABORTS else None
+            self.open[name] = self.random.randint(0, 20) if self.random.random() < ABORTS else None
 
     def step(self) -> None:
         for delta in self.engine.step():
