@@ -1,0 +1,93 @@
+"""Who goes first, and that everybody goes at last."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.toy import toy_model
+
+from qwenstack.core.request_options import RequestOptions
+from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.engine import Engine
+from qwenstack.engine.waiting_queue import STEPS_PER_LEVEL, Place, ServedTokens, order_of_admission
+
+LONG = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+
+
+def place(key: int, *, priority: int = 0, tenant: str = "") -> Place:
+    return Place(key=key, priority=priority, tenant=tenant)
+
+
+def order(places: list[Place], served: dict[str, int] | None = None) -> list[int]:
+    return [one.key for one in order_of_admission(places, served or {})]
+
+
+def test_urgent_ones_go_first_then_those_who_came_first() -> None:
+    assert order([place(3), place(1, priority=1), place(2), place(4, priority=-1)]) == [4, 2, 3, 1]
+
+
+def test_tenants_take_turns_the_least_served_first() -> None:
+    places = [*(place(key, tenant="many") for key in range(3)), place(7, tenant="few"), place(8, tenant="few")]
+    assert order(places, {"many": 10, "few": 500}) == [0, 7, 1, 8, 2]
+    assert order(places, {"many": 500, "few": 10}) == [7, 0, 8, 1, 2]
+
+
+@given(
+    places=st.lists(
+        st.builds(Place, key=st.integers(0, 1000), priority=st.integers(-2, 2), tenant=st.sampled_from("abc")),
+        unique_by=lambda one: one.key,
+    ),
+    served=st.dictionaries(st.sampled_from("abc"), st.integers(0, 100)),
+)
+@settings(deadline=None)
+def test_nobody_is_lost_and_a_tenant_is_served_in_its_own_order(places: list[Place], served: dict[str, int]) -> None:
+    ordered = order_of_admission(places, served)
+    assert sorted(one.key for one in ordered) == sorted(one.key for one in places)
+    assert [one.priority for one in ordered] == sorted(one.priority for one in places)
+    for tenant in "abc":
+        own = [(one.priority, one.key) for one in ordered if one.tenant == tenant]
+        assert own == sorted(own)
+
+
+def test_a_pause_is_no_credit() -> None:
+    served = ServedTokens()
+    served.arrive("old")
+    served.charge("old", 1000)
+    served.arrive("new")
+    assert served.by_tenant == {"old": 1000, "new": 1000}
+    served.leave("old")
+    assert served.by_tenant == {"new": 1000}
+
+
+def test_one_request_does_not_wait_behind_a_hundred_of_another_tenant() -> None:
+    engine = Engine(toy_model(num_blocks=64, max_num_seqs=8, max_num_waiting=200))
+    for number in range(100):
+        engine.add_request(f"many-{number}", [number % 60] * 5, LONG, RequestOptions(tenant="many"))
+    for _ in range(5):
+        engine.step()
+    engine.add_request("one", [7] * 5, LONG, RequestOptions(tenant="one"))
+    steps_to_first_token = next(
+        step for step in range(200) if any(delta.request_id == "one" for delta in engine.step())
+    )
+    assert steps_to_first_token <= 1, "it takes a seat at once"
+
+
+def test_a_patient_request_comes_before_urgent_ones_that_keep_coming() -> None:
+    engine = Engine(toy_model(num_blocks=64, max_num_seqs=2, max_num_waiting=50))
+    engine.add_request("patient", [1] * 5, LONG, RequestOptions(priority=1))
+    done = False
+    for step in range(3 * STEPS_PER_LEVEL):
+        if step % 5 == 0 and engine.stats().num_requests_waiting < 10:
+            engine.add_request(f"urgent-{step}", [step % 60] * 5, LONG)
+        done = done or any(delta.request_id == "patient" and delta.finish_reason is not None for delta in engine.step())
+    assert done
+
+
+def test_answers_to_one_prompt_share_its_blocks() -> None:
+    engine = Engine(toy_model(num_blocks=64, max_num_seqs=8))
+    engine.add_request("a", list(range(40)), SamplingParams(temperature=1.0, seed=3, max_tokens=5, n=4))
+    while engine.has_work:
+        engine.step()
+    stats = engine.stats()
+    assert stats.prompt_tokens == 40 + 3 * 8, "the others compute the last block alone"
+    assert stats.prefix_cache_hits == 3 * 32
