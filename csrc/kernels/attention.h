@@ -21,7 +21,9 @@ namespace qwenstack {
 namespace {
 
 static constexpr size_t kChunkKeys = 32;
-static constexpr size_t kRowsTogether = 4;
+// Rows × chunks of keys, and rows × vectors of a value, that are summed at the same time: as many as the registers hold.
+static constexpr size_t kRowsTogether = kVectorRegisters >= 32 ? 4 : 2;
+static constexpr size_t kValueVectors = kVectorRegisters >= 32 ? 4 : 2;
 
 QWENSTACK_INLINE size_t round_up_to_lanes(size_t count) { return (count + 15) / 16 * 16; }
 
@@ -199,11 +201,10 @@ private:
     template <size_t kRows>
     QWENSTACK_INLINE void add_values(size_t first_row, const AttentionRow (&rows)[kRows],
                                      const F32x16 (&corrections)[kRows]) {
-        constexpr size_t kVectors = 4;
         const size_t num_vectors = padded_ / 16;
-        for (size_t vector = 0; vector < num_vectors; vector += kVectors) {
+        for (size_t vector = 0; vector < num_vectors; vector += kValueVectors) {
             const size_t left = num_vectors - vector;
-            with_count<kVectors>(left < kVectors ? left : kVectors, [&]<size_t kCount>() {
+            with_count<kValueVectors>(left < kValueVectors ? left : kValueVectors, [&]<size_t kCount>() {
                 add_values_at<kRows, kCount>(first_row, rows, corrections, vector * 16);
             });
         }

@@ -15,6 +15,7 @@ namespace {
 // Tokens and tiles of 16 rows that the matrix kernels compute together: two registers a vector, 16 registers.
 static constexpr size_t kBlockTokens = 4;
 static constexpr size_t kMaxTiles = 1;
+static constexpr size_t kVectorRegisters = 8;  // that hold 16 lanes, as pairs
 
 struct F32x16 {
     __m256 low, high;

@@ -15,6 +15,7 @@ namespace {
 // Tokens and tiles of 16 rows that the matrix kernels compute together: sums of 8 × 2 in half of the 32 registers.
 static constexpr size_t kBlockTokens = 8;
 static constexpr size_t kMaxTiles = 2;
+static constexpr size_t kVectorRegisters = 32;  // that hold 16 lanes
 
 struct F32x16 {
     __m512 v;

@@ -20,6 +20,7 @@ namespace {
 // Tokens and tiles of 16 rows that the matrix kernels compute together: there are no registers to fill.
 static constexpr size_t kBlockTokens = 1;
 static constexpr size_t kMaxTiles = 1;
+static constexpr size_t kVectorRegisters = 1;
 
 struct F32x16 {
     float lane[16];
