@@ -21,7 +21,7 @@ namespace qwenstack {
 namespace {
 
 static constexpr size_t kChunkKeys = 32;
-// Rows × chunks of keys, and rows × vectors of a value, that are summed at the same time: as many as the registers hold.
+// Rows × keys, and rows × vectors of a value, that are summed at the same time: as many as the registers hold.
 static constexpr size_t kRowsTogether = kVectorRegisters >= 32 ? 4 : 2;
 static constexpr size_t kValueVectors = kVectorRegisters >= 32 ? 4 : 2;
 
