@@ -17,6 +17,7 @@ def collect(deltas: Iterable[OutputDelta], answers: Answers) -> None:
         assert answer.finish_reason is None, "nothing comes after the end"
         assert delta.error is None, delta.error
         answer.text += delta.text
+        answer.reasoning_text += delta.reasoning_text
         answer.token_ids.extend(delta.token_ids)
         answer.finish_reason = delta.finish_reason
         answer.stop_reason = delta.stop_reason

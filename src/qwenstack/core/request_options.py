@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qwenstack.core.errors import RequestError
 
-MAX_PRIORITY = 1000
+MAX_PRIORITY = 10
 MAX_NAME_CHARS = 256
 
 
@@ -24,7 +24,7 @@ class RequestOptions:
     tenant: str = ""
     """Who asks; set by the server, never by the client. Tenants share the machine evenly and no cached prefix."""
     priority: int = 0
-    """Lower runs earlier, as in vLLM; those that wait long move up."""
+    """Lower runs earlier, as in vLLM; a level counts as having arrived 500 steps earlier or later."""
     prefix_cache: bool = True
     """Whether keys and values of earlier requests may be used, and these be kept for later ones."""
     speculation: bool = True

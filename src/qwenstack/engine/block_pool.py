@@ -6,7 +6,6 @@ its content may be wanted again; or *free*. Idle blocks are given away last, the
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -26,6 +25,8 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._on_reuse = on_reuse
         self._holders = [0] * num_blocks
+        self._num_shared = 0
+        """Blocks with several holders."""
         self._kept = bytearray(num_blocks)
         self._free = list(range(num_blocks - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -40,8 +41,10 @@ class BlockPool:
         return block in self._idle
 
     def count_unshared(self, blocks: Sequence[int]) -> int:
-        """Return how many of a sequence's blocks nobody else holds; those it shares come first."""
-        return len(blocks) - bisect_left(blocks, True, key=lambda block: self._holders[block] == 1)
+        """Return how many of a sequence's blocks nobody else holds."""
+        if not self._num_shared:
+            return len(blocks)
+        return sum(self._holders[block] == 1 for block in blocks)
 
     def allocate(self, count: int) -> list[int]:
         """Give `count` blocks to one holder, free ones first; the plan has made sure that there are enough."""
@@ -53,6 +56,7 @@ class BlockPool:
         for block in blocks:
             assert self._kept[block], f"block {block} holds nothing to share"
             self._holders[block] += 1
+            self._num_shared += self._holders[block] == 2
             self._idle.pop(block, None)
 
     def keep(self, block: int) -> None:
@@ -68,6 +72,7 @@ class BlockPool:
         """
         for block in blocks:
             self._holders[block] -= 1
+            self._num_shared -= self._holders[block] == 1
             assert self._holders[block] >= 0, f"block {block} was released twice"
             if self._holders[block]:
                 continue
@@ -91,6 +96,8 @@ class BlockPool:
             raise EngineError(
                 f"KV block {wrong} is in {counted[wrong]} sequences, and {self._holders[wrong]} are counted."
             )
+        if self._num_shared != sum(count > 1 for count in counted):
+            raise EngineError(f"{self._num_shared} KV blocks are counted as shared, which is not so.")
         unheld = [block for block, count in enumerate(counted) if count == 0]
         if sorted([*self._free, *self._idle]) != unheld:
             raise EngineError(f"The KV blocks do not add up: {self.num_available} available, {len(unheld)} not held.")

@@ -242,11 +242,14 @@ class EngineClient:
         delay_s = _FIRST_RESTART_DELAY_S
         while True:
             await asyncio.sleep(delay_s)
+            process = None
             try:
                 process, self._card = await _EngineProcess.start(self._config)
                 await self._load_adapters_again(process)
                 return process
             except (QwenStackError, OSError) as error:
+                if process is not None:
+                    await process.stop()
                 print(f"The engine did not start: {error}", file=sys.stderr)
                 delay_s = min(2 * delay_s, _LAST_RESTART_DELAY_S)
 
@@ -260,6 +263,8 @@ class EngineClient:
                 continue
             try:
                 await process.ask_adapters(LoadAdapter(name, path))
+            except EngineError:
+                raise  # the process, not the adapter
             except QwenStackError as error:
                 print(f"The adapter {name!r} was not loaded again: {error}", file=sys.stderr)
                 del self._adapters[name]

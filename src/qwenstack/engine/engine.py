@@ -10,6 +10,7 @@ that is chosen anyway.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
@@ -35,18 +36,22 @@ from qwenstack.engine.loading import LoadedModel
 from qwenstack.engine.prefix_roots import PrefixRoots
 from qwenstack.engine.request_check import check_request
 from qwenstack.engine.sampler import TokenHistory, choose_token, token_logprob, uniform_number
-from qwenstack.engine.scheduler import Plan, SequenceView, plan
+from qwenstack.engine.scheduler import Plan, RunningView, WaitingView, plan
 from qwenstack.engine.sequence import Sequence
 from qwenstack.engine.speculation import DraftRequest, Speculator
-from qwenstack.engine.waiting_queue import ServedTokens, WaitingQueue, aged_priority
+from qwenstack.engine.waiting_queue import ServedTokens, WaitingQueue, due_step
 from qwenstack.kernels import ActivationBits
 from qwenstack.models import LoraAdapter
+
+logger = logging.getLogger(__name__)
 
 _LOGIT_ROWS = 32
 """Rows of prompt logits held at a time: 32 x 152k float32 are 19 MB."""
 _NO_OPTIONS = RequestOptions()
 MAX_DRAFTS = 16
 """Guesses checked in one step for one sequence: with more, the last ones are hardly ever right."""
+_LARGEST_SHARE_OF_QUEUE = 0.75
+"""Of the places to wait; the rest is for other tenants. The nameless tenant of a server without keys may have all."""
 _COMPILE_WAIT_S = 0.05
 """How long a step with nothing else to do waits for a grammar, so that whoever calls steps can do other things too."""
 
@@ -104,7 +109,7 @@ class Engine:
         self._adapters = model.adapters
         self._grammars = grammars or GrammarCompiler(model.tokenizer)
         self._journal, self._recorder, self._clock = journal, recorder, clock
-        self._compiling: dict[int, Sequence] = {}
+        self._compiling: dict[int, list[Sequence]] = {}
         self._waiting = WaitingQueue()
         self._running: dict[int, Sequence] = {}
         self._requests: dict[str, list[Sequence]] = {}
@@ -134,7 +139,7 @@ class Engine:
         max_tokens = check_request(prompt_token_ids, params, self.model.card)
         if request_id in self._requests:
             raise RequestError(f"A request {request_id!r} is running already.", code="duplicate_request")
-        self._check_places(params.n)
+        self._check_places(params.n, options.tenant)
         seed = params.seed if params.seed is not None else secrets.randbits(62)
         prompt_ids = np.unique(np.asarray(prompt_token_ids, np.int64))
         activation_bits = self.model.precision.choose(len(prompt_token_ids))
@@ -162,7 +167,7 @@ class Engine:
                     adapter=adapter,
                     activation_bits=activation_bits,
                     root_key=self._roots.of(options.tenant, adapter.digest if adapter else None, activation_bits),
-                    arrival_step=self._counts.steps,
+                    rank=(due_step(self._counts.steps, options.priority), self._next_key + index),
                     leader=answers[0] if answers and options.prefix_cache else None,
                     prompt_logprobs=[None] if params.prompt_logprobs is not None and index == 0 else None,
                 )
@@ -185,12 +190,12 @@ class Engine:
         A failure of the computation ends the sequences of this step with an error; the engine goes on.
         """
         self._clock.enter("plan")
+        self._counts.steps += 1
         deltas = self._take_compiled()
         drafts = self._guess()
         decision = self._plan(drafts)
         self._clock.enter("apply")
         self._apply(decision)
-        self._counts.steps += 1
         work = [
             Work(self._running[chunk.key], chunk.num_tokens, tuple(drafts.get(chunk.key, ())[: chunk.num_drafts]))
             for chunk in decision.chunks
@@ -199,7 +204,7 @@ class Engine:
         for batch in _batches(work):
             deltas.extend(self._run(batch))
         self._clock.leave()
-        if not work and self._compiling:
+        if self._compiling and not (self._running or self._waiting):
             self._grammars.wait_for_one(_COMPILE_WAIT_S)
         return deltas
 
@@ -244,7 +249,7 @@ class Engine:
         """Return counters and what is held now."""
         return EngineStats(
             num_requests_running=len(self._running),
-            num_requests_waiting=len(self._waiting) + len(self._compiling),
+            num_requests_waiting=self._num_waiting,
             num_blocks_total=self._blocks.num_total,
             num_blocks_free=self._blocks.num_available,
             num_preemptions=self._counts.preemptions,
@@ -267,14 +272,20 @@ class Engine:
         """
         self._blocks.check_integrity(self._running.values())
 
-    def _check_places(self, num_answers: int) -> None:
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._waiting) + sum(map(len, self._compiling.values()))
+
+    def _check_places(self, num_answers: int, tenant: str) -> None:
         config = self.model.config
         places = config.max_num_waiting + config.max_num_seqs
         if num_answers > places:
             raise RequestError(f"`n` is {num_answers}; this server takes {places} answers in all.", param="n")
-        num_here = len(self._running) + len(self._waiting) + len(self._compiling)
-        if num_answers > places - num_here:
-            raise CapacityError(f"{num_here - len(self._running)} answers are waiting already; try again in a moment.")
+        if num_answers > places - len(self._running) - self._num_waiting:
+            raise CapacityError(f"{self._num_waiting} answers are waiting already; try again in a moment.")
+        own_limit = int(config.max_num_waiting * _LARGEST_SHARE_OF_QUEUE)
+        if tenant and self._waiting.count_of(tenant) + num_answers > max(own_limit, 1):
+            raise CapacityError(f"{own_limit} of your answers are waiting already; try again in a moment.")
 
     def _adapter_of(self, options: RequestOptions) -> LoraAdapter | None:
         if options.adapter is None:
@@ -285,20 +296,20 @@ class Engine:
 
     def _take_in(self, answers: list[Sequence]) -> None:
         """Queue the answers of a request, those with a grammar behind its compilation; all of them or none."""
-        grammar = answers[0].params.grammar
+        self._next_key += len(answers)
+        grammar, key = answers[0].params.grammar, answers[0].key
         if grammar is not None:
-            for sequence in answers:
-                self._grammars.begin(sequence.key, grammar)
+            self._grammars.begin(key, grammar)
+            self._compiling[key] = list(answers)
         for sequence in answers:
             if grammar is None:
                 self._waiting.append(sequence)
             else:
-                self._compiling[sequence.key] = sequence
+                sequence.grammar_key = key
             self._served.arrive(sequence.options.tenant)
             if sequence.adapter is not None and self._adapters is not None:
                 self._adapters.hold(sequence.adapter)
         self._requests[answers[0].request_id] = answers
-        self._next_key += len(answers)
 
     def _take_compiled(self) -> list[OutputDelta]:
         """Queue those whose grammar is ready; return the ends of those whose grammar cannot be used."""
@@ -306,14 +317,24 @@ class Engine:
         if not self._compiling:
             return failed
         for key, compiled in self._grammars.poll():
-            sequence = self._compiling[key]
-            if isinstance(compiled, TokenConstraint):
-                del self._compiling[key]
-                sequence.constraint = compiled
-                self._waiting.append(sequence)
-            else:
-                failed.append(self._fail(sequence, compiled))
+            for sequence in tuple(self._compiling.get(key, ())):
+                if isinstance(compiled, TokenConstraint):
+                    self._stop_compiling(sequence)
+                    sequence.constraint = compiled.clone()
+                    self._waiting.append(sequence)
+                else:
+                    failed.append(self._fail(sequence, compiled))
         return failed
+
+    def _stop_compiling(self, sequence: Sequence) -> None:
+        """Take a sequence out of those that wait for a grammar; with the last of a request nobody needs it any more."""
+        assert sequence.grammar_key is not None
+        waiting = self._compiling[sequence.grammar_key]
+        waiting.remove(sequence)
+        if not waiting:
+            del self._compiling[sequence.grammar_key]
+            self._grammars.cancel(sequence.grammar_key)
+        sequence.grammar_key = None
 
     # ---- deciding ----
 
@@ -322,13 +343,13 @@ class Engine:
         drafts: dict[int, list[int]] = {}
         requests: list[DraftRequest] = []
         for sequence in self._running.values():
-            if not (sequence.is_decoding and sequence.options.speculation):
+            if not sequence.is_decoding:
                 continue
-            limit = min(sequence.answer.num_tokens_left, MAX_DRAFTS + 1) - 1
-            must_follow = sequence.foreseen_token_ids(limit)
+            limit = min(sequence.answer.num_tokens_left, MAX_DRAFTS + 1) - 1 if sequence.options.speculation else 0
+            must_follow = sequence.foreseen_token_ids(limit) if limit else []
             if must_follow:
                 drafts[sequence.key] = must_follow
-                limit = 0  # still asked, because the cost of a step depends on how many run
+                limit = 0
             requests.append(
                 DraftRequest(
                     key=sequence.key,
@@ -337,28 +358,36 @@ class Engine:
                     limit=limit,
                 )
             )
-        if self._speculator is not None:
+        return self._propose(requests) | drafts
+
+    def _propose(self, requests: SequenceOf[DraftRequest]) -> dict[int, list[int]]:
+        if self._speculator is None:
+            return {}
+        try:
             guesses = self._speculator.propose(requests)
-            drafts |= {request.key: guess for request, guess in zip(requests, guesses, strict=True) if guess}
-        return drafts
+        except Exception:
+            logger.exception("Speculation failed and is off from now on; answers are the same without it.")
+            self._speculator = None
+            return {}
+        return {request.key: guess for request, guess in zip(requests, guesses, strict=True) if guess}
 
     def _plan(self, drafts: dict[int, list[int]]) -> Plan:
         config = self.model.config
         seats = config.max_num_seqs - len(self._running)
-        candidates = self._waiting.first(max(seats, 1), step=self._counts.steps, served=self._served.by_tenant)
+        candidates = self._waiting.first(max(seats, 1), served=self._served.by_tenant)
         return plan(
             [self._view_running(sequence, len(drafts.get(sequence.key, ()))) for sequence in self._running.values()],
-            [self._view_waiting(sequence) for sequence in candidates if not sequence.waits_for_leader],
+            (self._view_waiting(sequence) for sequence in candidates),
             num_free_blocks=self._blocks.num_available,
             block_size=config.block_size,
             token_budget=config.max_num_batched_tokens,
             max_num_seqs=config.max_num_seqs,
         )
 
-    def _view_running(self, sequence: Sequence, num_drafts: int) -> SequenceView:
-        return SequenceView(
+    def _view_running(self, sequence: Sequence, num_drafts: int) -> RunningView:
+        return RunningView(
             key=sequence.key,
-            priority=sequence.priority,
+            rank=sequence.rank,
             tenant=sequence.options.tenant,
             num_tokens=sequence.num_tokens,
             num_computed_tokens=sequence.num_computed_tokens,
@@ -368,15 +397,14 @@ class Engine:
             num_drafts=num_drafts,
         )
 
-    def _view_waiting(self, sequence: Sequence) -> SequenceView:
+    def _view_waiting(self, sequence: Sequence) -> WaitingView:
         found = self._blocks.find(sequence)
-        return SequenceView(
+        return WaitingView(
             key=sequence.key,
-            priority=aged_priority(sequence, self._counts.steps),
+            rank=sequence.rank,
             tenant=sequence.options.tenant,
             num_tokens=sequence.num_tokens,
-            num_computed_tokens=len(found.blocks) * self._blocks.block_size,
-            num_blocks=len(found.blocks),
+            num_found_blocks=len(found.blocks),
             num_idle_blocks=found.num_idle,
             num_stored_blocks=found.num_stored,
         )
@@ -399,21 +427,19 @@ class Engine:
     def _preempt(self, sequence: Sequence) -> None:
         del self._running[sequence.key]
         self._blocks.release(sequence)
+        sequence.is_first_reading = False
         self._waiting.append(sequence)
         self._counts.preemptions += 1
 
     def _seat(self, sequence: Sequence) -> None:
-        sequence.priority = aged_priority(sequence, self._counts.steps)
         self._running[sequence.key] = sequence
         self._blocks.seat(sequence)
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = 0
+        if sequence.is_first_reading:
             self._counts.cache_queries += sequence.num_tokens
-            self._note_cached(sequence, sequence.num_computed_tokens)
+        self._note_cached(sequence, sequence.num_computed_tokens)
 
     def _note_cached(self, sequence: Sequence, num_tokens: int) -> None:
-        """Count what was found before the first token came; later only a preempted sequence finds itself again."""
-        if not sequence.output_token_ids and sequence.num_cached_tokens is not None:
+        if sequence.is_first_reading:
             sequence.num_cached_tokens += num_tokens
             self._counts.cache_hits += num_tokens
 
@@ -483,10 +509,10 @@ class Engine:
         sequence = work.sequence
         try:
             releases = self._choose_all(work, logits_RV)
+            self._blocks.trim(sequence)
+            self._blocks.note_computed(sequence)
         except Exception as error:  # noqa: BLE001 - one request's choices must not end the others' service
             return self._fail(sequence, error)
-        self._blocks.trim(sequence)
-        self._blocks.note_computed(sequence)
         last = releases[-1]
         if last.finish_reason is not None:
             self._end(sequence, last.finish_reason)
@@ -504,7 +530,7 @@ class Engine:
             num_reasoning_tokens=sum(release.num_reasoning_tokens for release in releases),
             finish_reason=last.finish_reason,
             stop_reason=last.stop_reason,
-            num_cached_tokens=sequence.num_cached_tokens or 0,
+            num_cached_tokens=sequence.num_cached_tokens,
             prompt_logprobs=prompt_logprobs,
         )
 
@@ -515,41 +541,15 @@ class Engine:
         for row, logits_V in enumerate(logits_RV):
             if not np.isfinite(logits_V.max()):
                 raise ArithmeticError("the model gave logits that are not numbers")
-            token_id = self._choose(sequence, logits_V)
-            params = sequence.params
-            logprob = None if params.logprobs is None else token_logprob(logits_V, token_id, params.logprobs)
-            releases.append(sequence.push(token_id, logprob))
+            releases.append(_choose(sequence, logits_V))
             self._counts.generation_tokens += 1
-            if releases[-1].finish_reason is not None or row == len(work.drafts) or token_id != work.drafts[row]:
+            if releases[-1].finish_reason is not None or work.drafts[row : row + 1] != (sequence.output_token_ids[-1],):
                 break
             num_accepted += 1
         sequence.num_computed_tokens += num_accepted
         self._counts.draft_tokens += len(work.drafts)
         self._counts.accepted_tokens += num_accepted
         return releases
-
-    def _choose(self, sequence: Sequence, logits_V: np.ndarray) -> int:
-        """Return the next token: the one that has to come, else the one that is drawn.
-
-        A grammar has its say after a free draw: most are allowed, and to ask for one token costs microseconds, to mask
-        all of them up to milliseconds. A forbidden one is drawn again from what is allowed, by another random number.
-        With Z the probability of all that is allowed, a token of probability p comes with p + (1 - Z) p / Z = p / Z:
-        as if the mask had been there at first. The likeliest allowed token is the same either way.
-        """
-        answer, constraint = sequence.answer, sequence.active_constraint
-        forced_ids = answer.forced_token_ids()
-        if forced_ids:
-            return forced_ids[0]
-        if constraint is None:
-            return _draw(sequence, logits_V, answer.forbidden_ids)
-        forbidden_ids = () if constraint.must_end else answer.forbidden_ids
-        token_id = _draw(sequence, logits_V, forbidden_ids)
-        beside = list(answer.ids_beside_grammar)
-        if token_id in beside or constraint.allows(token_id):
-            return token_id
-        masked_V = constraint.mask_logits(logits_V)
-        masked_V[beside] = logits_V[beside]
-        return _draw(sequence, masked_V, forbidden_ids, draw=1)
 
     # ---- ending ----
 
@@ -565,11 +565,10 @@ class Engine:
 
     def _retire(self, sequence: Sequence) -> None:
         """Take a sequence out of whatever state it is in, and back all that it holds."""
-        if self._running.pop(sequence.key, None) is None:
-            if self._compiling.pop(sequence.key, None) is None:
-                self._waiting.take(sequence.key)
-            else:
-                self._grammars.cancel(sequence.key)
+        if sequence.grammar_key is not None:
+            self._stop_compiling(sequence)
+        elif self._running.pop(sequence.key, None) is None:
+            self._waiting.take(sequence.key)
         self._blocks.release(sequence)
         answers = self._requests[sequence.request_id]
         answers.remove(sequence)
@@ -597,15 +596,23 @@ def _batches(work: SequenceOf[Work]) -> Iterator[list[Work]]:
         yield sorted(batch, key=adapter)
 
 
-def _draw(sequence: Sequence, logits_V: np.ndarray, forbidden_ids: SequenceOf[int], *, draw: int = 0) -> int:
-    position = len(sequence.output_token_ids)
-    return choose_token(
-        logits_V,
-        sequence.params,
-        sequence.history,
-        forbidden_ids=forbidden_ids,
-        uniform=uniform_number(sequence.seed, sequence.index, position, draw=draw),
-    )
+def _choose(sequence: Sequence, logits_V: np.ndarray) -> Release:
+    """Add the next token to an answer: the one that has to come, else the one that is drawn."""
+    params, answer, say = sequence.params, sequence.answer, sequence.say_of_grammar
+    forced_ids = answer.forced_token_ids()
+    if forced_ids:
+        token_id = forced_ids[0]
+    else:
+        token_id = choose_token(
+            logits_V,
+            params,
+            sequence.history,
+            forbidden_ids=() if say is not None and say.must_end else answer.forbidden_ids,
+            uniform=uniform_number(sequence.seed, sequence.index, len(sequence.output_token_ids)),
+            restriction=say,
+        )
+    logprob = None if params.logprobs is None else token_logprob(logits_V, token_id, params.logprobs)
+    return sequence.push(token_id, logprob, say)
 
 
 def _no_adapter(name: str) -> RequestError:

@@ -172,6 +172,8 @@ class RequestJournal:
                 "Name a file in a folder that exists."
             ) from error
         self._num_bytes = os.fstat(self._fd).st_size
+        self._adapters: dict[str, AdapterLoaded] = {}
+        """Those that are loaded now; each file says so again, so that it can be run on its own."""
         self._write(session)
 
     def admitted(
@@ -198,11 +200,14 @@ class RequestJournal:
 
     def adapter_loaded(self, step: int, name: str, path: Path, digest: str) -> None:
         """See `Journal.adapter_loaded`."""
-        self._write(AdapterLoaded(step, name, path, digest))
+        record = AdapterLoaded(step, name, path, digest)
+        self._write(record)
+        self._adapters[name] = record
 
     def adapter_unloaded(self, step: int, name: str) -> None:
         """See `Journal.adapter_unloaded`."""
         self._write(AdapterUnloaded(step, name))
+        self._adapters.pop(name, None)
 
     def close(self) -> None:
         """Close the file; nothing is written any more."""
@@ -233,7 +238,9 @@ class RequestJournal:
         os.close(self._fd)
         self._fd = None
         self._fd = _open_for_appending(self._path)
-        header = _encoder.encode(msgspec.structs.replace(self._session, step=step)) + b"\n"
+        records: list[Record] = [msgspec.structs.replace(self._session, step=step)]
+        records += [msgspec.structs.replace(record, step=step) for record in self._adapters.values()]
+        header = b"".join(_encoder.encode(record) + b"\n" for record in records)
         _write_whole(self._fd, header)
         self._num_bytes = len(header)
 

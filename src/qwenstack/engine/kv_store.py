@@ -196,17 +196,21 @@ class KVStore:
         if folder is None:
             self._count(misses=1)
             return None
-        name, packed = _file_name(key), pack_tokens(token_ids)
         try:
-            raw, modified_at = folder.read(name, file_bytes(len(token_ids), self._payload_bytes))
+            return self._read(folder, key, token_ids)
         except FileNotFoundError:
             self._count(misses=1)
             return None
-        except ForeignFileError:
-            return self._drop(folder, name, "damaged")
         except OSError as error:
             self._count(misses=1)
             return self._pause(f"reading from {str(folder.path)!r} failed: {error.strerror}")
+
+    def _read(self, folder: PrivateFolder, key: bytes, token_ids: Sequence[int]) -> memoryview | None:
+        name, packed = _file_name(key), pack_tokens(token_ids)
+        try:
+            raw, modified_at = folder.read(name, file_bytes(len(token_ids), self._payload_bytes))
+        except ForeignFileError:
+            return self._drop(folder, name, "damaged")
         block = decode_block(raw, key=key, packed_tokens=packed, payload_bytes=self._payload_bytes)
         if block is None:
             return self._drop(folder, name, "damaged")
@@ -287,8 +291,12 @@ class KVStore:
             self._is_busy = False
             self._queued_keys = {block.key for block in self._queue}
             self._changed.notify_all()
-            wake_at = self._next_sweep if self._folder else self._resume_at
-            self._changed.wait_for(lambda: self._queue or self._is_closed, max(wake_at - time.monotonic(), 0))
+            while not self._queue and not self._is_closed:
+                wake_at = self._next_sweep if self._folder else self._resume_at  # a pause changes it meanwhile
+                left_s = wake_at - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(left_s)
             self._is_busy = True
             return self._queue.popleft() if self._queue else None
 

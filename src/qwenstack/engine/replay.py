@@ -108,6 +108,7 @@ def replay_session(model: LoadedModel, session: Session, records: Sequence[Recor
             known.add(record.request_id)
     while engine.has_work and not found.has_all(expected):
         engine.step()
+    engine.close()
     differences = tuple(_compare(expected, found))
     admitted = [record.request_id for record in records if isinstance(record, Admitted)]
     aborted = [record.request_id for record in records if isinstance(record, Aborted)]

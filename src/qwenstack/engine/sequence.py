@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from qwenstack.core.outputs import TokenLogprob
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
@@ -13,8 +15,38 @@ from qwenstack.engine.answer import AnswerStream, Release
 from qwenstack.engine.cache_key import child_key
 from qwenstack.engine.grammar import TokenConstraint
 from qwenstack.engine.sampler import TokenHistory
+from qwenstack.engine.scheduler import Rank
 from qwenstack.kernels import ActivationBits
 from qwenstack.models import LoraAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class SayOfGrammar:
+    """What a grammar says of one token; a `sampler.Restriction`."""
+
+    constraint: TokenConstraint
+    ids_beside: tuple[int, ...]
+    """Allowed besides, and of no interest to the grammar: the mark that opens thinking."""
+
+    @property
+    def must_end(self) -> bool:
+        """Whether nothing but an end token may come."""
+        return self.constraint.must_end
+
+    def allows(self, token_id: int) -> bool:
+        """Whether this token may come."""
+        return token_id in self.ids_beside or self.constraint.allows(token_id)
+
+    def mask(self, logits_V: np.ndarray) -> np.ndarray:
+        """Return a copy with minus infinity for each token that may not."""
+        masked_V = self.constraint.mask_logits(logits_V)
+        masked_V[list(self.ids_beside)] = logits_V[list(self.ids_beside)]
+        return masked_V
+
+    def accept(self, token_id: int) -> None:
+        """Tell the grammar which token came."""
+        if token_id not in self.ids_beside:
+            self.constraint.accept(token_id)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -35,13 +67,14 @@ class Sequence:
     """How finely it is computed, fixed when it arrived."""
     root_key: bytes
     """What its first block's key is chained to: all that decides keys and values besides the tokens."""
-    arrival_step: int
+    rank: Rank
+    """Who goes before whom, from its arrival to its end."""
+    grammar_key: int | None = None
+    """Names the compilation that it waits for."""
     constraint: TokenConstraint | None = None
     """What its grammar allows next."""
     leader: Sequence | None = None
     """Another answer to the same prompt, whose prefix this one waits to share."""
-    priority: int = 0
-    """Urgency with which it was admitted."""
     output_token_ids: list[int] = field(default_factory=list[int])
     blocks: list[int] = field(default_factory=list[int])
     num_computed_tokens: int = 0
@@ -53,8 +86,10 @@ class Sequence:
     """Blocks behind the computed ones that can be read from the disk."""
     known_length: int | None = None
     """Blocks from the first on that were in memory or on the disk when it was first looked for; None: not yet."""
-    num_cached_tokens: int | None = None
-    """Prompt tokens that were not computed again; None until the first admission."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were not computed again."""
+    is_first_reading: bool = True
+    """Whether it was never preempted; afterwards it finds in the cache what it computed itself."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """Collected while the prompt is read; None once delivered, or where nobody asked."""
     _block_keys: list[bytes] = field(default_factory=list[bytes])
@@ -82,26 +117,27 @@ class Sequence:
     @property
     def shares_prefix(self) -> bool:
         """Whether it may use cached keys and values; scores of a prompt need every row computed."""
-        return self.options.prefix_cache and self.params.prompt_logprobs is None
+        return self.options.prefix_cache and self.prompt_logprobs is None
 
     @property
-    def active_constraint(self) -> TokenConstraint | None:
-        """The grammar, where it has a say: not while the model thinks."""
-        return None if self.answer.is_thinking else self.constraint
+    def say_of_grammar(self) -> SayOfGrammar | None:
+        """What its grammar has to say of the next token; nothing while the model thinks or a token has to come."""
+        if self.constraint is None or self.answer.is_thinking or self.answer.forced_token_ids():
+            return None
+        return SayOfGrammar(self.constraint, tuple(self.answer.ids_beside_grammar))
 
     def foreseen_token_ids(self, limit: int) -> list[int]:
         """Return at most `limit` tokens that are (nearly) bound to follow: forced ones, or a grammar's only way."""
         forced_ids = self.answer.forced_token_ids()
         if forced_ids:
             return list(forced_ids[:limit])
-        constraint = self.active_constraint
-        return [] if constraint is None else constraint.forced_token_ids(limit)
+        say = self.say_of_grammar
+        return [] if say is None else say.constraint.forced_token_ids(limit)
 
-    def push(self, token_id: int, logprob: TokenLogprob | None) -> Release:
-        """Add a chosen token to the answer, and return what may be shown for it."""
-        constraint = self.active_constraint
-        if constraint is not None and token_id not in self.answer.ids_beside_grammar:
-            constraint.accept(token_id)
+    def push(self, token_id: int, logprob: TokenLogprob | None, say: SayOfGrammar | None) -> Release:
+        """Add a token to the answer that was chosen by the grammar's say, and return what may be shown for it."""
+        if say is not None:
+            say.accept(token_id)
         self.output_token_ids.append(token_id)
         self.history.add(token_id)
         return self.answer.push(token_id, logprob)

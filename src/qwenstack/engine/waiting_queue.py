@@ -1,23 +1,32 @@
-"""Who waits, and in which order they are let in: by urgency, then evenly between tenants, then by arrival.
+"""Who waits, and in which order they are let in: tenant after tenant, and of each tenant who is due first.
 
-A request becomes one level more urgent for every `STEPS_PER_LEVEL` steps it has waited, so that nobody waits for ever.
-Between tenants the one goes first that was served the fewest tokens; a tenant that comes back after a pause starts
-level with the least served of those present, so that a pause is no credit.
+A level of priority counts as having arrived `STEPS_PER_LEVEL` steps earlier or later. So everybody grows older at the
+same rate, whether waiting or running; nobody overtakes for ever, and the order of two sequences never changes.
+Between tenants the one goes first that was served the fewest tokens; one that comes from a pause starts at least level
+with the least served of those present, so that a pause is no credit.
 Source: the virtual token counter of Sheng et al. 2024, arXiv:2401.00588, section 4.1.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
-from qwenstack.core.request_options import MAX_PRIORITY
+from qwenstack.engine.scheduler import Rank
 from qwenstack.engine.sequence import Sequence
 
-STEPS_PER_LEVEL = 200
-"""About ten seconds of steps with a full batch of the default model on two cores."""
+STEPS_PER_LEVEL = 500
+"""About 25 seconds of steps with a full batch of the default model on two cores."""
+_MAX_REMEMBERED = 4096
+"""Tenants whose service is remembered while they are away."""
+
+
+def due_step(arrival_step: int, priority: int) -> int:
+    """Return the step at which somebody of ordinary priority would have had to arrive to be as urgent."""
+    return arrival_step + priority * STEPS_PER_LEVEL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,26 +34,23 @@ class Place:
     """One who waits."""
 
     key: int
-    priority: int
-    """As it has aged."""
+    rank: Rank
     tenant: str
 
 
 def order_of_admission(places: Iterable[Place], served: Mapping[str, int]) -> list[Place]:
-    """Return who goes first: the most urgent; of those tenant after tenant in turn, the least served one first."""
-    groups: dict[int, dict[str, deque[Place]]] = {}
-    for place in sorted(places, key=lambda place: place.key):
-        groups.setdefault(place.priority, {}).setdefault(place.tenant, deque()).append(place)
+    """Return who goes first: tenants in turn, the least served one first, and of each who has the smallest rank."""
+    tenants: dict[str, deque[Place]] = {}
+    for place in sorted(places, key=lambda place: place.rank):
+        tenants.setdefault(place.tenant, deque()).append(place)
+    turns = dict.fromkeys(tenants, 0)
     ordered: list[Place] = []
-    for priority in sorted(groups):
-        tenants = groups[priority]
-        turns = dict.fromkeys(tenants, 0)
-        while tenants:
-            first = min(tenants, key=lambda tenant: (turns[tenant], served.get(tenant, 0), tenants[tenant][0].key))
-            ordered.append(tenants[first].popleft())
-            turns[first] += 1
-            if not tenants[first]:
-                del tenants[first]
+    while tenants:
+        first = min(tenants, key=lambda tenant: (turns[tenant], served.get(tenant, 0), tenants[tenant][0].rank))
+        ordered.append(tenants[first].popleft())
+        turns[first] += 1
+        if not tenants[first]:
+            del tenants[first]
     return ordered
 
 
@@ -77,18 +83,22 @@ class WaitingQueue:
             del self._lines[_line_of(sequence)]
         return sequence
 
-    def first(self, count: int, *, step: int, served: Mapping[str, int]) -> list[Sequence]:
-        """Return at most `count` in their order of admission; nobody leaves the queue."""
-        heads = [line[at] for line in self._lines.values() for at in range(min(count, len(line)))]
-        by_key = {sequence.key: sequence for sequence in heads}
-        places = [Place(key=one.key, priority=aged_priority(one, step), tenant=one.options.tenant) for one in heads]
-        return [by_key[place.key] for place in order_of_admission(places, served)[:count]]
+    def first(self, count: int, *, served: Mapping[str, int]) -> list[Sequence]:
+        """Return at most `count` in their order of admission; nobody leaves the queue.
 
+        Answers that wait to share the prompt of another one, which is being read, are left out.
+        """
+        heads = [
+            sequence
+            for line in self._lines.values()
+            for sequence in islice((one for one in line if not one.waits_for_leader), count)
+        ]
+        places = [Place(key=one.key, rank=one.rank, tenant=one.options.tenant) for one in heads]
+        return [self._by_key[place.key] for place in order_of_admission(places, served)[:count]]
 
-def aged_priority(sequence: Sequence, step: int) -> int:
-    """Return the urgency of one who waits since `arrival_step`."""
-    waited = max(step - sequence.arrival_step, 0)
-    return max(sequence.options.priority - waited // STEPS_PER_LEVEL, -MAX_PRIORITY)
+    def count_of(self, tenant: str) -> int:
+        """Return how many sequences of a tenant wait."""
+        return sum(len(line) for (_, owner), line in self._lines.items() if owner == tenant)
 
 
 class ServedTokens:
@@ -96,7 +106,7 @@ class ServedTokens:
 
     def __init__(self) -> None:
         """Start with nobody."""
-        self._tokens: dict[str, int] = {}
+        self._tokens: OrderedDict[str, int] = OrderedDict()
         self._present: Counter[str] = Counter()
 
     @property
@@ -105,20 +115,26 @@ class ServedTokens:
         return self._tokens
 
     def arrive(self, tenant: str) -> None:
-        """Note that a tenant has one more sequence; a new one starts level with the least served."""
+        """Note that a tenant has one more sequence."""
+        if not self._present[tenant]:
+            least = min((self._tokens[other] for other in self._present if self._present[other]), default=0)
+            self._tokens[tenant] = max(self._tokens.get(tenant, 0), least)
+            self._tokens.move_to_end(tenant)
         self._present[tenant] += 1
-        if tenant not in self._tokens:
-            self._tokens[tenant] = min(self._tokens.values(), default=0)
 
     def charge(self, tenant: str, num_tokens: int) -> None:
         """Count computed tokens, of prompts and answers alike."""
         self._tokens[tenant] += num_tokens
 
     def leave(self, tenant: str) -> None:
-        """Note that one sequence of a tenant is gone; with the last one the tenant is forgotten."""
+        """Note that one sequence of a tenant is gone; what it was served is remembered for a while."""
         self._present[tenant] -= 1
-        if not self._present[tenant]:
-            del self._present[tenant], self._tokens[tenant]
+        if self._present[tenant]:
+            return
+        del self._present[tenant]
+        while len(self._tokens) > max(_MAX_REMEMBERED, len(self._present)):
+            absent = next(other for other in self._tokens if other not in self._present)
+            del self._tokens[absent]
 
 
 def _line_of(sequence: Sequence) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.sampler import TokenHistory, choose_token, token_logprob, uniform_number
@@ -123,3 +124,58 @@ def test_random_numbers_depend_on_seed_answer_and_position_only() -> None:
     assert 0.99 < max(numbers) < 1.0
     assert abs(sum(numbers) / len(numbers) - 0.5) < 0.02
     assert uniform_number(-5, 0, 3) == uniform_number(-5, 0, 3)
+
+
+class SomeAllowed:
+    """A restriction that remembers whether it was asked for the whole mask."""
+
+    def __init__(self, allowed: set[int]) -> None:
+        self.allowed = allowed
+        self.num_masks = 0
+
+    def allows(self, token_id: int) -> bool:
+        return token_id in self.allowed
+
+    def mask(self, logits_V: np.ndarray) -> np.ndarray:
+        self.num_masks += 1
+        masked_V = np.full_like(logits_V, -np.inf)
+        masked_V[sorted(self.allowed)] = logits_V[sorted(self.allowed)]
+        return masked_V
+
+
+@given(
+    logits=arrays(np.float32, 40, elements=st.floats(-5, 5, width=32)),
+    allowed=st.sets(st.integers(0, 39), min_size=1),
+    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    top_k=st.sampled_from([0, 1, 3, 20]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+@settings(deadline=None, max_examples=300)
+def test_asking_about_a_few_tokens_gives_what_a_mask_from_the_start_gives(
+    logits: np.ndarray,
+    allowed: set[int],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    uniform: float,
+) -> None:
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    history = TokenHistory(np.array([], np.int64))
+    restriction = SomeAllowed(allowed)
+    masked = SomeAllowed(allowed).mask(logits)
+    expected = choose_token(masked, params, history, forbidden_ids=(), uniform=uniform)
+    found = choose_token(logits, params, history, forbidden_ids=(), uniform=uniform, restriction=restriction)
+    assert found == expected
+    assert found in allowed
+
+
+def test_the_mask_is_not_made_where_the_likeliest_tokens_are_allowed() -> None:
+    logits = np.arange(40, dtype=np.float32)
+    restriction = SomeAllowed(set(range(30, 40)))
+    history = TokenHistory(np.array([], np.int64))
+    for params in (SamplingParams(temperature=0), SamplingParams(top_k=5, top_p=0.9)):
+        choose_token(logits, params, history, forbidden_ids=(), uniform=0.5, restriction=restriction)
+    assert restriction.num_masks == 0

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenstack.engine.scheduler import RESTORED_BLOCKS_PER_STEP, Plan, SequenceView, blocks_for, plan
+from qwenstack.engine.scheduler import RESTORED_BLOCKS_PER_STEP, Plan, RunningView, WaitingView, blocks_for, plan
 
 BLOCK = 8
 
 
 def running(
-    key: int, tokens: int, computed: int = 0, *, drafts: int = 0, stored: int = 0, priority: int = 0, tenant: str = ""
-) -> SequenceView:
+    key: int, tokens: int, computed: int = 0, *, drafts: int = 0, stored: int = 0, due: int = 0, tenant: str = ""
+) -> RunningView:
     held = blocks_for(computed, BLOCK)
-    return SequenceView(
+    return RunningView(
         key=key,
-        priority=priority,
+        rank=(due, key),
         tenant=tenant,
         num_tokens=tokens,
         num_computed_tokens=computed,
@@ -29,22 +29,19 @@ def running(
     )
 
 
-def waiting(
-    key: int, tokens: int, *, cached: int = 0, idle: int = 0, priority: int = 0, tenant: str = ""
-) -> SequenceView:
-    return SequenceView(
+def waiting(key: int, tokens: int, *, cached: int = 0, idle: int = 0, due: int = 0, tenant: str = "") -> WaitingView:
+    return WaitingView(
         key=key,
-        priority=priority,
+        rank=(due, key),
         tenant=tenant,
         num_tokens=tokens,
-        num_computed_tokens=cached * BLOCK,
-        num_blocks=cached,
+        num_found_blocks=cached,
         num_idle_blocks=idle,
     )
 
 
 def decide(
-    seated: list[SequenceView], queue: list[SequenceView], *, free: int = 100, budget: int = 64, seats: int = 16
+    seated: list[RunningView], queue: list[WaitingView], *, free: int = 100, budget: int = 64, seats: int = 16
 ) -> Plan:
     return plan(seated, queue, num_free_blocks=free, block_size=BLOCK, token_budget=budget, max_num_seqs=seats)
 
@@ -84,7 +81,7 @@ def test_the_youngest_gives_its_blocks_to_the_oldest() -> None:
 
 
 def test_the_least_urgent_gives_its_blocks_before_the_youngest() -> None:
-    seated = [running(0, 17, computed=16, priority=1), running(1, 17, computed=16), running(2, 17, computed=16)]
+    seated = [running(0, 17, computed=16, due=500), running(1, 17, computed=16), running(2, 17, computed=16)]
     assert decide(seated, [], free=0).preempted == (0,)
 
 
@@ -115,11 +112,23 @@ def test_blocks_on_the_disk_are_read_before_the_rest_is_computed_some_a_step() -
     assert tokens_of(decision) == {1: 1}
 
 
-def test_a_more_urgent_request_takes_a_seat() -> None:
-    seated = [running(key, 11, computed=10, priority=key) for key in range(3)]
-    assert decide(seated, [waiting(9, 4, priority=1)], seats=3).preempted == (2,)
-    assert decide(seated, [waiting(9, 4, priority=1)], seats=3).admitted == (9,)
-    assert decide(seated, [waiting(9, 4, priority=2)], seats=3).preempted == ()
+def test_one_that_is_due_earlier_takes_a_seat() -> None:
+    seated = [running(key, 11, computed=10, due=500 * key) for key in range(3)]
+    decision = decide(seated, [waiting(9, 4, due=500)], seats=3)
+    assert (decision.preempted, decision.admitted) == ((2,), (9,))
+    assert decide(seated, [waiting(9, 4, due=1000)], seats=3).preempted == ()
+
+
+def test_nobody_leaves_a_seat_for_one_that_does_not_fit() -> None:
+    seated = [running(key, 11, computed=10, due=500 * key) for key in range(3)]
+    assert decide(seated, [waiting(9, 400)], seats=3, free=10).preempted == ()
+
+
+def test_blocks_that_the_one_who_leaves_held_are_not_counted_twice() -> None:
+    sharer = running(1, 41, computed=40, due=500)
+    candidate = waiting(9, 95, cached=5)
+    assert decide([running(0, 41, computed=40), sharer], [candidate], seats=2, free=6).preempted == ()
+    assert decide([running(0, 41, computed=40), sharer], [candidate], seats=2, free=8).admitted == (9,)
 
 
 def test_a_tenant_without_a_seat_gets_one_of_the_tenant_with_most() -> None:
@@ -136,8 +145,8 @@ def test_a_seat_does_not_go_back_and_forth_between_tenants() -> None:
 
 @dataclass(frozen=True)
 class State:
-    seated: list[SequenceView]
-    queue: list[SequenceView]
+    seated: list[RunningView]
+    queue: list[WaitingView]
     free: int
     budget: int
     seats: int
@@ -148,8 +157,8 @@ class State:
 
 @st.composite
 def states(draw: st.DrawFn) -> State:
-    tenants, priorities = st.sampled_from(["a", "b"]), st.integers(-1, 1)
-    seated: list[SequenceView] = []
+    tenants, due_steps = st.sampled_from(["a", "b"]), st.integers(-1, 1)
+    seated: list[RunningView] = []
     for key in range(draw(st.integers(0, 8))):
         tokens = draw(st.integers(1, 120))
         computed = draw(st.one_of(st.just(tokens - 1), st.integers(0, tokens - 1)))
@@ -163,18 +172,16 @@ def states(draw: st.DrawFn) -> State:
                 computed,
                 drafts=drafts,
                 stored=stored,
-                priority=draw(priorities),
+                due=draw(due_steps),
                 tenant=draw(tenants),
             )
         )
-    queue: list[SequenceView] = []
+    queue: list[WaitingView] = []
     for at in range(draw(st.integers(0, 6))):
         tokens = draw(st.integers(1, 120))
         cached = draw(st.integers(0, (tokens - 1) // BLOCK))
         idle = draw(st.integers(0, cached))
-        queue.append(
-            waiting(100 + at, tokens, cached=cached, idle=idle, priority=draw(priorities), tenant=draw(tenants))
-        )
+        queue.append(waiting(100 + at, tokens, cached=cached, idle=idle, due=draw(due_steps), tenant=draw(tenants)))
     free = draw(st.integers(0, 40))
     seats = draw(st.integers(max(len(seated), 1), 12))
     return State(seated, queue, free, draw(st.integers(max(len(seated), 1), 64)), seats)
@@ -184,12 +191,15 @@ def states(draw: st.DrawFn) -> State:
 @given(states())
 def test_a_plan_keeps_every_limit(state: State) -> None:
     decision = state.decide()
-    views = {item.key: item for item in [*state.seated, *state.queue]}
+    views = {item.key: item for item in state.seated}
+    sizes = {item.key: (item.num_tokens, item.num_computed_tokens, item.num_blocks) for item in state.seated}
+    sizes |= {item.key: (item.num_tokens, item.num_found_blocks * BLOCK, item.num_found_blocks) for item in state.queue}
     assert sum(chunk.num_tokens + chunk.num_drafts for chunk in decision.chunks) <= state.budget
     regained = sum(views[key].num_own_blocks for key in decision.preempted)
     spent = sum(chunk.num_new_blocks for chunk in decision.chunks)
     spent += sum(restore.num_blocks for restore in decision.restores)
-    spent += sum(views[key].num_idle_blocks for key in decision.admitted)
+    waiting_views = {item.key: item for item in state.queue}
+    spent += sum(waiting_views[key].num_idle_blocks for key in decision.admitted)
     assert spent <= state.free + regained
     assert len(state.seated) - len(decision.preempted) + len(decision.admitted) <= state.seats
     assert [item.key for item in state.queue[: len(decision.admitted)]] == list(decision.admitted)
@@ -197,12 +207,12 @@ def test_a_plan_keeps_every_limit(state: State) -> None:
     assert len(set(keys)) == len(keys)
     assert not set(keys) & set(decision.preempted)
     for chunk in decision.chunks:
-        item = views[chunk.key]
-        end = item.num_computed_tokens + chunk.num_tokens
+        num_tokens, num_computed, num_blocks = sizes[chunk.key]
+        end = num_computed + chunk.num_tokens
         assert chunk.num_tokens >= 1
-        assert end <= item.num_tokens
-        assert chunk.num_drafts == 0 or end == item.num_tokens
-        assert item.num_blocks + chunk.num_new_blocks == blocks_for(end + chunk.num_drafts, BLOCK)
+        assert end <= num_tokens
+        assert chunk.num_drafts == 0 or end == num_tokens
+        assert num_blocks + chunk.num_new_blocks == blocks_for(end + chunk.num_drafts, BLOCK)
     for restore in decision.restores:
         assert 1 <= restore.num_blocks <= views[restore.key].num_stored_blocks
 

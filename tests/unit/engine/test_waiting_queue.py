@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.toy import toy_model
 
+from qwenstack.core.errors import CapacityError
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.engine import Engine
-from qwenstack.engine.waiting_queue import STEPS_PER_LEVEL, Place, ServedTokens, order_of_admission
+from qwenstack.engine.waiting_queue import STEPS_PER_LEVEL, Place, ServedTokens, due_step, order_of_admission
 
 LONG = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 
 
-def place(key: int, *, priority: int = 0, tenant: str = "") -> Place:
-    return Place(key=key, priority=priority, tenant=tenant)
+def place(key: int, *, due: int = 0, tenant: str = "") -> Place:
+    return Place(key=key, rank=(due, key), tenant=tenant)
 
 
 def order(places: list[Place], served: dict[str, int] | None = None) -> list[int]:
     return [one.key for one in order_of_admission(places, served or {})]
 
 
-def test_urgent_ones_go_first_then_those_who_came_first() -> None:
-    assert order([place(3), place(1, priority=1), place(2), place(4, priority=-1)]) == [4, 2, 3, 1]
+def test_those_go_first_who_are_due_first_then_those_who_came_first() -> None:
+    assert order([place(3), place(1, due=500), place(2), place(4, due=-500)]) == [4, 2, 3, 1]
+
+
+def test_a_level_of_priority_is_an_earlier_arrival() -> None:
+    assert due_step(700, -1) < due_step(600, 0) < due_step(700, 0) < due_step(600, 1)
+    assert due_step(700 + STEPS_PER_LEVEL, -1) == due_step(700, 0)
 
 
 def test_tenants_take_turns_the_least_served_first() -> None:
@@ -34,7 +41,7 @@ def test_tenants_take_turns_the_least_served_first() -> None:
 
 @given(
     places=st.lists(
-        st.builds(Place, key=st.integers(0, 1000), priority=st.integers(-2, 2), tenant=st.sampled_from("abc")),
+        st.builds(place, key=st.integers(0, 1000), due=st.integers(-2, 2), tenant=st.sampled_from("abc")),
         unique_by=lambda one: one.key,
     ),
     served=st.dictionaries(st.sampled_from("abc"), st.integers(0, 100)),
@@ -43,20 +50,25 @@ def test_tenants_take_turns_the_least_served_first() -> None:
 def test_nobody_is_lost_and_a_tenant_is_served_in_its_own_order(places: list[Place], served: dict[str, int]) -> None:
     ordered = order_of_admission(places, served)
     assert sorted(one.key for one in ordered) == sorted(one.key for one in places)
-    assert [one.priority for one in ordered] == sorted(one.priority for one in places)
     for tenant in "abc":
-        own = [(one.priority, one.key) for one in ordered if one.tenant == tenant]
+        own = [one.rank for one in ordered if one.tenant == tenant]
         assert own == sorted(own)
+    for at in range(len(ordered)):  # in turns: nobody is two ahead of another who still waits
+        counts = {tenant: sum(one.tenant == tenant for one in ordered[: at + 1]) for tenant in "abc"}
+        waiting = {one.tenant for one in ordered[at + 1 :]}
+        assert all(max(counts.values()) - counts[tenant] <= 1 for tenant in waiting)
 
 
-def test_a_pause_is_no_credit() -> None:
+def test_a_pause_is_no_credit_and_no_pardon() -> None:
     served = ServedTokens()
     served.arrive("old")
     served.charge("old", 1000)
     served.arrive("new")
     assert served.by_tenant == {"old": 1000, "new": 1000}
-    served.leave("old")
-    assert served.by_tenant == {"new": 1000}
+    served.charge("new", 5000)
+    served.leave("new")
+    served.arrive("new")
+    assert served.by_tenant["new"] == 6000
 
 
 def test_one_request_does_not_wait_behind_a_hundred_of_another_tenant() -> None:
@@ -81,6 +93,30 @@ def test_a_patient_request_comes_before_urgent_ones_that_keep_coming() -> None:
             engine.add_request(f"urgent-{step}", [step % 60] * 5, LONG)
         done = done or any(delta.request_id == "patient" and delta.finish_reason is not None for delta in engine.step())
     assert done
+
+
+def test_seats_do_not_go_back_and_forth() -> None:
+    engine = Engine(toy_model(num_blocks=240, max_model_len=600, max_num_seqs=2, max_num_waiting=20))
+    long = SamplingParams(temperature=0, max_tokens=500, ignore_eos=True)
+    for number in range(2):
+        engine.add_request(f"x-{number}", [number] * 5, long, RequestOptions(tenant="x"))
+    for _ in range(250):
+        engine.step()
+    engine.add_request(
+        "y", [7] * 5, SamplingParams(temperature=0, max_tokens=200, ignore_eos=True), RequestOptions(tenant="y")
+    )
+    tokens = [sum(len(delta.token_ids) for delta in engine.step() if delta.request_id == "y") for _ in range(250)]
+    assert sum(tokens) == 200
+    assert engine.stats().num_preemptions == 1
+
+
+def test_one_tenant_cannot_fill_the_waiting_room() -> None:
+    engine = Engine(toy_model(num_blocks=64, max_num_seqs=1, max_num_waiting=8))
+    for number in range(6):
+        engine.add_request(f"many-{number}", [1], LONG, RequestOptions(tenant="many"))
+    with pytest.raises(CapacityError, match="your answers"):
+        engine.add_request("many-6", [1], LONG, RequestOptions(tenant="many"))
+    engine.add_request("other", [1], LONG, RequestOptions(tenant="other"))
 
 
 def test_answers_to_one_prompt_share_its_blocks() -> None:

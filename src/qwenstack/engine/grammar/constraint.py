@@ -16,6 +16,8 @@ _SPARSE = 4
 """Where fewer than one word in four of a mask differs from all or nothing, single ids are written, not a whole row."""
 _ALL = np.uint32(0xFFFFFFFF)
 _BANNED = np.float32(-np.inf)
+_FORCED_BYTES_A_TOKEN = 16
+"""More of a forced text is not looked at; few tokens are longer."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class TokenConstraint:
         self._matcher = LLMatcher(vocabulary.tokens, lark, log_level=0, limits=parser_limits(is_own=is_own))
         self._words = np.empty(len(vocabulary.usable_words), np.uint32)
         self._ended = False
+        self._forced = b""
+        """Text that must follow, as far as it was asked for."""
         self._raise_if_failed()
 
     def clone(self) -> TokenConstraint:
@@ -133,6 +137,9 @@ class TokenConstraint:
         """
         if self._ended:
             return
+        if self._forced:  # long forced texts are walked through once, not at every token
+            piece = self._vocabulary.tokens.decode_bytes([token_id])
+            self._forced = self._forced[len(piece) :] if piece and self._forced.startswith(piece) else b""
         if token_id in self._vocabulary.eos_token_ids and self._matcher.is_accepting():
             self._ended = True
             return
@@ -143,8 +150,9 @@ class TokenConstraint:
         """Return at most `limit` tokens of the text that must follow, cut by longest match: a guess for drafts."""
         if self._ended or limit <= 0:
             return []
-        forced = self._matcher.compute_ff_bytes()
-        text = forced.decode(errors="ignore")
+        if not self._forced:
+            self._forced = bytes(self._matcher.compute_ff_bytes())
+        text = self._forced[: _FORCED_BYTES_A_TOKEN * limit].decode(errors="ignore")
         return self._vocabulary.tokens.greedy_tokenize(text)[:limit] if text else []
 
     def _raise_if_failed(self, token_id: int | None = None) -> None:

@@ -98,7 +98,7 @@ class SamplingFields(WireModel):
     include_stop_str_in_output: bool | None = None
     """Keep the stop string in the text."""
     priority: int | None = Field(None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    """Lower runs earlier; 0 where nothing is said. Those that wait long move up."""
+    """Lower runs earlier among your own requests; 0 where nothing is said. Those that wait long move up."""
     cache_prompt: bool | None = None
     """Whether what was computed for earlier prompts may be used, and this one kept for later ones; true by default."""
     user: str | None = None
