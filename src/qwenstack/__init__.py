@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qwenstack.core.grammar import Grammar
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from qwenstack.engine.llm import LLM
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "Grammar", "RequestOptions", "SamplingParams"]
 __version__ = "0.1.0"
 
 

@@ -164,6 +164,6 @@ class RequestOutput:
         """Add what one step gave to one of the answers."""
         self.outputs[delta.index].add(delta)
         if delta.index == 0:  # the others find what the first one computed
-            self.num_cached_tokens = delta.num_cached_tokens
+            self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs

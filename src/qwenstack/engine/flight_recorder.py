@@ -55,7 +55,7 @@ class FlightRecorder:
         body = self._memory[_LENGTH.size : _LENGTH.size + length]
         try:
             return None if length == _EVERYONE else frozenset(msgspec.msgpack.decode(body, type=list[str]))
-        except msgspec.DecodeError:  # a process that dies may have written anywhere
+        except (msgspec.DecodeError, UnicodeDecodeError):  # a process that dies may have written anywhere
             return None
 
     def close(self) -> None:

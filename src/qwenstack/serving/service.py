@@ -94,7 +94,8 @@ class UsageTally:
         self.completion_tokens += piece.delta.num_generated_tokens
         self.reasoning_tokens += piece.delta.num_reasoning_tokens
         if piece.delta.index == 0:  # the others find what the first one computed
-            self._cached[piece.prompt_index] = piece.delta.num_cached_tokens
+            cached = self._cached[piece.prompt_index]
+            self._cached[piece.prompt_index] = max(cached, piece.delta.num_cached_tokens)
 
 
 class GenerationService:

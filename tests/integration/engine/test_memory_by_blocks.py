@@ -13,6 +13,7 @@ from support.checkpoints import save_random
 from support.toy import VOCABULARY, toy_model
 from transformers import Qwen3Config
 
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.engine import Engine
 from qwenstack.hub.checkpoint import open_checkpoint
@@ -61,7 +62,8 @@ def resident_bytes() -> int:
 def answer(engine: Engine, *prompt_lengths: int) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
     for index, length in enumerate(prompt_lengths):
-        engine.add_request(str(index), [token % VOCABULARY for token in range(length)], params)
+        prompt = [token % VOCABULARY for token in range(length)]
+        engine.add_request(str(index), prompt, params, RequestOptions(prefix_cache=False))
     while engine.has_work:
         assert all(delta.error is None for delta in engine.step())
 
