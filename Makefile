@@ -66,6 +66,11 @@ test-long: .venv-test/installed web ## Run the tests that take hours
 	QWENSTACK_FUZZ_SECONDS=1800 QWENSTACK_FUZZ_SEED=0 $(DEV)/python -m pytest tests/fuzz --timeout 4000
 	QWENSTACK_PARSER_CASES=20000 $(DEV)/python -m pytest tests/unit/engine/test_output_parser.py \
 	    tests/unit/engine/test_answer.py --timeout 4000
+	QWENSTACK_STATEFUL=5000x200 $(DEV)/python -m pytest tests/unit/engine/test_engine_machine.py --timeout 7200
+	QWENSTACK_STORM_STREAMS=1000 $(DEV)/python -m pytest tests/integration/engine/test_cancel_storm.py
+	QWENSTACK_STRUCTURED_PROMPTS=100 $(DEV)/python -m pytest tests/integration/engine/test_structured_output.py \
+	    --timeout 4000
+	QWENSTACK_SOAK_SECONDS=3600 $(DEV)/python -m pytest -s tests/integration/engine/test_soak.py
 
 lint: .venv-test/installed ## Check format, style, types, import contracts and spelling
 	$(DEV)/ruff format --check .

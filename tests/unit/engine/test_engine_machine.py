@@ -21,7 +21,7 @@ from qwenstack.engine.engine import Engine
 from qwenstack.engine.sampler import TokenHistory, choose_token, uniform_number
 from qwenstack.engine.scheduler import blocks_for
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(7200)
 
 BLOCK = 8
 NUM_BLOCKS = 24
