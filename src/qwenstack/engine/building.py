@@ -12,6 +12,7 @@ from qwenstack.core.errors import ConfigError, QwenStackError
 from qwenstack.engine.cache_key import numpy_probe
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.engine import Engine
+from qwenstack.engine.grammar import GrammarCompiler
 from qwenstack.engine.hooks import SILENT, Journal, StepClock, StepRecorder
 from qwenstack.engine.journal import open_journal
 from qwenstack.engine.kv_store import KVStore, KVStoreConfig, default_folder
@@ -61,6 +62,7 @@ def build_engine(
         roots=roots,
         store=store,
         speculator=_speculator(config, model),
+        grammars=GrammarCompiler(model.tokenizer, max_pending=config.max_pending_grammars),
         journal=open_journal(model) if journal is None else journal,
         recorder=recorder,
         clock=clock,

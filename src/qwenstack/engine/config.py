@@ -99,6 +99,8 @@ class EngineConfig:
     """Answers to prompts of at most this many tokens are computed at 16 bits, whatever `activation_bits` says."""
     isa: IsaName = "auto"
     """Instruction set of the kernels; `reference` is the readable numpy twin."""
+    max_pending_grammars: int = 64
+    """Different grammars that may wait to be compiled, each for half a second at most; more are refused."""
     speculation: Literal["ngram", "off"] = "ngram"
     """`ngram`: guess that text goes on as it did before, where that pays; never changes a result."""
     draft_model_path: Path | None = None
@@ -141,6 +143,7 @@ class EngineConfig:
             ("prefix_cache_disk_bytes", 0, 1 << 50),
             ("prefix_cache_max_age_s", 1, 10 * 366 * 86_400),
             ("max_adapters", 0, 1024),
+            ("max_pending_grammars", 1, 1 << 20),
         ):
             value: float | None = getattr(self, name)
             if value is not None and not low <= value <= high:

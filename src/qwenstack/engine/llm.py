@@ -93,7 +93,11 @@ class LLM:
             raise ConfigError(f"LLM has no option {unknown[0]!r}; it takes {known}.")
         found = locate(str(model))
         config = EngineConfig(
-            model_path=found.path, model_name=model_name or found.name, max_num_waiting=_NO_QUEUE_LIMIT, **options
+            model_path=found.path,
+            model_name=model_name or found.name,
+            max_num_waiting=_NO_QUEUE_LIMIT,
+            max_pending_grammars=_NO_QUEUE_LIMIT,
+            **options,
         )
         self._engine = build_engine(config)
         self._closer = weakref.finalize(self, self._engine.close)

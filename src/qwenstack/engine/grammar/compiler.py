@@ -44,9 +44,16 @@ class GrammarCompiler:
     Nothing is built before the first `begin` or `warm_up`: no process, no thread, no vocabulary.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, cache_bytes: int = CACHE_BYTES) -> None:
-        """Remember the vocabulary's owner."""
+    def __init__(self, tokenizer: Tokenizer, *, cache_bytes: int = CACHE_BYTES, max_pending: int = MAX_PENDING) -> None:
+        """Remember the vocabulary's owner.
+
+        Args:
+            tokenizer: has the vocabulary.
+            cache_bytes: memory for compiled grammars.
+            max_pending: different grammars that may wait.
+        """
         self._tokenizer = tokenizer
+        self._max_pending = max_pending
         self._cache = _Cache(cache_bytes)
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
@@ -73,8 +80,9 @@ class GrammarCompiler:
                 self._done.append((key, known))
                 self._changed.notify_all()
                 return
-            if len(self._jobs) >= MAX_PENDING:
-                raise CapacityError(f"{MAX_PENDING} grammars are waiting to be compiled; try again in a moment.")
+            pending = {job.grammar for job in self._jobs}
+            if grammar not in pending and len(pending) >= self._max_pending:
+                raise CapacityError(f"{self._max_pending} grammars are waiting to be compiled; try again in a moment.")
             self._jobs.append(_Job(key, grammar))
             self._changed.notify_all()
         self.warm_up()

@@ -207,3 +207,18 @@ def test_nothing_runs_before_the_first_grammar():
     assert not compiler.has_pending
     assert compiler.poll() == []
     compiler.close()
+
+
+def test_many_who_wait_for_one_grammar_count_once():
+    crowd = GrammarCompiler(cast("Tokenizer", ByteTokenizer()), max_pending=1)
+    try:
+        for key in range(100):
+            crowd.begin(key, Grammar(kind="regex", source="[0-9]{3}"))
+        got: dict[int, object] = {}
+        while len(got) < 100:
+            crowd.wait_for_one(10)
+            got.update(crowd.poll())
+        assert all(isinstance(constraint, TokenConstraint) for constraint in got.values())
+        assert len({id(constraint) for constraint in got.values()}) == 100
+    finally:
+        crowd.close()
