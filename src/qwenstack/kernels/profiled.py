@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from qwenstack.kernels.protocol import Kernels, PackedLinear, RawWeight
+from qwenstack.kernels.protocol import ActivationBits, Kernels, PackedLinear, RawWeight
 
 _PLACES = {
     frozenset({"q_proj", "k_proj", "v_proj"}): "qkv",
@@ -60,6 +60,7 @@ class ProfiledKernels:
         self._packed: list[PackedLinear] = []
         """Kept, so that no two ever have the same identity."""
         self._tallies: dict[str, KernelTally] = {}
+        self._views: dict[ActivationBits, ProfiledKernels] = {}
 
     def as_kernels(self) -> Kernels:
         """Return this as what it behaves like: operations are looked up by name when they are called."""
@@ -70,6 +71,14 @@ class ProfiledKernels:
         """The implementation that is wrapped."""
         return self._kernels.name
 
+    def with_activation_bits(self, activation_bits: ActivationBits) -> Kernels:
+        """See `Kernels.with_activation_bits`; what the view computes is measured here too."""
+        if activation_bits not in self._views:
+            view = ProfiledKernels(self._kernels.with_activation_bits(activation_bits), clock=self._clock)
+            view._places, view._tallies, view._views = self._places, self._tallies, self._views
+            self._views[activation_bits] = view
+        return self._views[activation_bits].as_kernels()
+
     def pack(self, weights: Sequence[RawWeight], bias: np.ndarray | None = None) -> PackedLinear:
         """See `Kernels.pack`; remembers what the weights are called."""
         packed = self._kernels.pack(weights, bias)
@@ -79,7 +88,8 @@ class ProfiledKernels:
 
     def take_tallies(self) -> Mapping[str, KernelTally]:
         """Return what was measured since the last call, by operation and place, such as `linear down`."""
-        tallies, self._tallies = self._tallies, {}
+        tallies = dict(self._tallies)
+        self._tallies.clear()  # the views add to the same ones
         return tallies
 
     def __getattr__(self, operation: str) -> object:

@@ -99,3 +99,11 @@ def test_an_operation_that_fails_fails_as_without_the_stopwatch(profiled: Profil
         kernels.linear(np.ones((1, 31), np.float32), packed, np.empty((1, 8), np.float32))
     with pytest.raises(AttributeError):
         kernels.unheard_of  # noqa: B018 # type: ignore[attr-defined]
+
+
+def test_the_view_at_another_precision_is_timed_as_well(profiled: ProfiledKernels) -> None:
+    kernels = profiled.as_kernels()
+    packed = kernels.pack([stored("blk.0.ffn_down.weight", 4)])
+    view = kernels.with_activation_bits(16)
+    view.linear(np.ones((1, 32), np.float32), packed, np.empty((1, 4), np.float32))
+    assert set(profiled.take_tallies()) == {"linear down"}
