@@ -36,6 +36,12 @@ class Grammar:
                 param="grammar",
                 code="invalid_value",
             )
+        if not isinstance(self.source, str):  # pyright: ignore[reportUnnecessaryIsInstance]: callers need not be typed
+            raise RequestError(
+                f"The grammar's source is {type(self.source).__name__}; it must be text, such as `json.dumps(schema)`.",
+                param="grammar",
+                code="invalid_value",
+            )
         if len(self.source) > MAX_GRAMMAR_CHARS:
             raise RequestError(
                 f"The grammar has {len(self.source)} characters; at most {MAX_GRAMMAR_CHARS} are taken.",

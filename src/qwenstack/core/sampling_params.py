@@ -100,6 +100,10 @@ class SamplingParams:
             count: int | None = getattr(self, name)
             if count is not None:
                 _check_integer(name, count, 0, MAX_LOGPROBS)
+        if not isinstance(self.grammar, Grammar | None):  # pyright: ignore[reportUnnecessaryIsInstance]: as above
+            raise _out_of_range(
+                "grammar", self.grammar, "a `Grammar`, such as `Grammar(kind='regex', source='[a-z]+')`"
+            )
         if self.thinking_budget is not None:
             _check_integer("thinking_budget", self.thinking_budget, 0, 1 << 30)
         if self.output_format not in get_args(OutputFormat):

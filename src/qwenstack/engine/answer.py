@@ -117,7 +117,7 @@ class AnswerStream:
     def push(self, token_id: int, logprob: TokenLogprob | None) -> Release:
         """Take the next token and return what may be shown now."""
         self._num_tokens += 1
-        repeats = self._guard.push(token_id)
+        repeats = self._guard.push(token_id) and self._num_tokens >= self._params.min_tokens
         ends = token_id in self._eos_ids or token_id in self._end_ids
         text = self._detokenizer.push(token_id)
         num_thoughts = 0
