@@ -9,6 +9,7 @@
     ├── CapacityError                       not enough memory or queue space; try later or smaller
     ├── RequestError                        the caller's request is wrong (HTTP 4xx)
     └── EngineError                         the engine failed on its own account (HTTP 5xx)
+        └── EngineRestartingError           its process is being started again; try again in a moment
 
 Messages say what happened, the value, the limit and the next step. They are shown to users as they stand.
 """
@@ -62,3 +63,7 @@ class RequestError(QwenStackError):
 
 class EngineError(QwenStackError):
     """The engine failed on its own account."""
+
+
+class EngineRestartingError(EngineError):
+    """The engine's process ended and is being started again; the request can be sent again in a moment."""

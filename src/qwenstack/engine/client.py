@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
 from qwenstack.core import errors
-from qwenstack.core.errors import EngineError, QwenStackError, RequestError
+from qwenstack.core.errors import EngineError, EngineRestartingError, QwenStackError, RequestError
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta, raise_if_failed
 from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
@@ -223,7 +223,7 @@ class EngineClient:
 
     def _running_process(self) -> _EngineProcess:
         if self._process is None:
-            raise EngineError("The engine is being started again; try again in a moment.")
+            raise EngineRestartingError("The engine is being started again; try again in a moment.")
         return self._process
 
     async def _keep_alive(self, process: _EngineProcess) -> None:
@@ -350,7 +350,7 @@ class _EngineProcess:
         if command.request_id in self._updates:
             raise RequestError(f"A request {command.request_id!r} is running already.", code="duplicate_request")
         if self._reading.done():
-            raise EngineError("The engine stopped; it is being started again.")
+            raise EngineRestartingError("The engine stopped; it is being started again. Try again in a moment.")
         updates: asyncio.Queue[_Update] = asyncio.Queue()
         self._updates[command.request_id] = updates
         self._digests[command.request_id] = digest
@@ -370,7 +370,7 @@ class _EngineProcess:
     async def ask_stats(self) -> EngineStats:
         """Return the last step's counters while the engine works, fresh ones while it is idle."""
         if self._reading.done():
-            raise EngineError("The engine stopped; it is being started again.")
+            raise EngineRestartingError("The engine stopped; it is being started again. Try again in a moment.")
         is_silent = time.monotonic() - self._last_heard_s > _STEP_TIMEOUT_S
         if self._updates and self._last_stats is not None and not is_silent:
             return self._last_stats
@@ -385,7 +385,7 @@ class _EngineProcess:
     async def ask_adapters(self, command: AdapterCommand) -> list[AdapterInfo]:
         """Send a command about adapters; answers come in the order of the commands."""
         if self._reading.done():
-            raise EngineError("The engine stopped; it is being started again.")
+            raise EngineRestartingError("The engine stopped; it is being started again. Try again in a moment.")
         waiter: asyncio.Future[list[AdapterInfo]] = asyncio.get_running_loop().create_future()
         self._adapter_waiters.append(waiter)
         self._send(command)
@@ -421,7 +421,9 @@ class _EngineProcess:
             suspects = self._updates if fatal_ids is None else fatal_ids
             self.fatal_digests = frozenset(self._digests[name] for name in suspects if name in self._digests)
             self._fail_all(
-                EngineError("The engine process stopped while it worked on this; it is being started again.")
+                EngineRestartingError(
+                    "The engine stopped while it worked on this; it is being started again. Try again."
+                )
             )
 
     def _dispatch(self, event: Event) -> None:

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from toy_llm import ToyLLM
 
+from qwenstack.core.errors import EngineRestartingError
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.serving import create_app
 from qwenstack.serving.config import ServeConfig
@@ -48,3 +49,14 @@ async def test_sec_17_each_key_is_a_tenant_and_no_client_chooses_one(llm: ToyLLM
     assert first != second
     assert "key" not in first
     assert chosen.status_code == 400
+
+
+async def test_while_the_engine_is_started_again_a_request_is_told_to_come_back(
+    client: httpx.AsyncClient, llm: ToyLLM
+) -> None:
+    llm.error = EngineRestartingError("The engine is being started again; try again in a moment.")
+    answer = await client.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"]
+    assert answer.json()["error"]["code"] == "engine_restarting"
+    assert "started again" in answer.json()["error"]["message"]

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from typing_extensions import TypedDict
 
-from qwenstack.core.errors import CapacityError, EngineError, RequestError
+from qwenstack.core.errors import CapacityError, EngineError, EngineRestartingError, RequestError
 from qwenstack.serving.errors import HttpError, UnknownModelError
 from qwenstack.serving.wire.validation import ValidationFailure, describe_failure
 
@@ -67,6 +67,12 @@ def answer_error(error: Exception, *, request_id: str) -> ErrorAnswer:
             return ErrorAnswer(
                 status=503,
                 body=error_body(str(error), kind="server_error", code="overloaded"),
+                headers={"Retry-After": str(RETRY_AFTER_S)},
+            )
+        case EngineRestartingError():
+            return ErrorAnswer(
+                status=503,
+                body=error_body(str(error), kind="server_error", code="engine_restarting"),
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
         case ClientDisconnect():
