@@ -262,7 +262,8 @@ class KVStore:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._writer.join(timeout_s)
+        if self._writer is not threading.current_thread():  # where garbage is collected is nobody's choice
+            self._writer.join(timeout_s)
         self._folder = None
 
     def stats(self) -> KVStoreStats:

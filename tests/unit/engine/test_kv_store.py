@@ -650,3 +650,26 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_that_is_served_wrong(setup
                 num_whole += 1
         assert store.stats().damaged == 0
     assert num_whole >= 5
+
+
+def test_a_store_may_be_closed_on_its_own_thread(tmp_path: Path) -> None:
+    """As the collector of garbage does, when it finds an engine that nobody uses any more."""
+    closed = threading.Event()
+    stores: list[KVStore] = []
+
+    def clock() -> float:
+        if stores and threading.current_thread().name == "kv-store" and not closed.is_set():
+            closed.set()
+            stores[0].close()
+        return 1000.0
+
+    store = KVStore(KVStoreConfig(folder=tmp_path / "kv", min_free_bytes=0), payload_bytes=PAYLOAD_BYTES, clock=clock)
+    assert store.flush(10)
+    stores.append(store)
+    put(store, 1)
+    with store._changed:
+        store._next_sweep = 0.0
+        store._changed.notify_all()
+    assert closed.wait(10)
+    store._writer.join(10)
+    assert not store._writer.is_alive()

@@ -125,7 +125,7 @@ class GrammarCompiler:
             self._jobs.clear()
             self._changed.notify_all()
             thread = self._thread
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _work(self) -> None:
