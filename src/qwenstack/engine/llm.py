@@ -10,9 +10,9 @@ import itertools
 import weakref
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, cast
+from typing import Literal, Self, TypedDict, Unpack, cast
 
-from qwenstack.core.errors import ConfigError, RequestError
+from qwenstack.core.errors import ConfigError, EngineError, RequestError
 from qwenstack.core.messages import Message, parse_messages
 from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput, raise_if_failed
 from qwenstack.core.protocols import EngineStats, ModelCard
@@ -113,6 +113,12 @@ class LLM:
     def close(self) -> None:
         """Write what waits for the disk, and stop what runs beside the engine; done at the program's end anyway."""
         self._closer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def stats(self) -> EngineStats:
         """Return the engine's counters."""
@@ -230,7 +236,12 @@ class LLM:
         if self._engine.has_work:
             raise RequestError("Another answer of this LLM is still open; finish its generator, or close it, first.")
 
+    def _refuse_if_closed(self) -> None:
+        if not self._closer.alive:
+            raise EngineError("This LLM is closed; make another one.")
+
     def _submit(self, prompt_token_ids: list[int], params: SamplingParams, options: RequestOptions) -> str:
+        self._refuse_if_closed()
         request_id = f"offline-{next(self._request_numbers)}"
         self._engine.add_request(request_id, prompt_token_ids, params, options)
         return request_id
