@@ -257,6 +257,8 @@ class GenerationService:
                     yield Piece(prompt_index, delta)
             if unfinished:
                 raise EngineError(f"The engine left {unfinished} answers without an end.")
+        except RequestError as error:
+            raise _in_wire_words(error, job.params) from error
         except (asyncio.CancelledError, GeneratorExit):
             if unfinished:
                 self._metrics.count_answer("abort")
@@ -285,3 +287,11 @@ class GenerationService:
                     param=field,
                     code="invalid_value",
                 )
+
+
+def _in_wire_words(error: RequestError, params: SamplingParams) -> RequestError:
+    """Name the field of the request that became a grammar, where the grammar is to blame."""
+    if error.param != "grammar" or params.grammar is None:
+        return error
+    field = "tools" if params.grammar.kind == "tools" else "response_format"
+    return RequestError(str(error), param=field, code=error.code)

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from toy_llm import ToyLLM
 
-from qwenstack.core.errors import EngineRestartingError
+from qwenstack.core.errors import EngineRestartingError, RequestError
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.serving import create_app
 from qwenstack.serving.config import ServeConfig
@@ -60,3 +60,13 @@ async def test_while_the_engine_is_started_again_a_request_is_told_to_come_back(
     assert answer.headers["retry-after"]
     assert answer.json()["error"]["code"] == "engine_restarting"
     assert "started again" in answer.json()["error"]["message"]
+
+
+async def test_a_grammar_that_cannot_be_used_is_blamed_on_the_field_it_came_from(
+    client: httpx.AsyncClient, llm: ToyLLM
+) -> None:
+    llm.error = RequestError("The grammar cannot be used.", param="grammar", code="invalid_grammar")
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "integer"}}}
+    answer = await client.post("/v1/chat/completions", json={**CHAT, "response_format": schema})
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == ("response_format", "invalid_grammar")
