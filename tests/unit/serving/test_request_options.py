@@ -70,3 +70,15 @@ async def test_a_grammar_that_cannot_be_used_is_blamed_on_the_field_it_came_from
     answer = await client.post("/v1/chat/completions", json={**CHAT, "response_format": schema})
     assert answer.status_code == 400
     assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == ("response_format", "invalid_grammar")
+
+
+async def test_what_ended_an_answer_is_told_whole_and_streamed(client: httpx.AsyncClient) -> None:
+    asked = {**CHAT, "stop": "h"}
+    (choice,) = (await client.post("/v1/chat/completions", json=asked)).json()["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "h")
+    (own_end,) = (await client.post("/v1/chat/completions", json=CHAT)).json()["choices"]
+    assert "stop_reason" not in own_end
+    stream = (await client.post("/v1/chat/completions", json={**asked, "stream": True})).text
+    assert '"stop_reason":"h"' in stream
+    (completed,) = (await client.post("/v1/completions", json={"prompt": "hi", "stop": "h"})).json()["choices"]
+    assert completed["stop_reason"] == "h"

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
-from qwenstack.core.outputs import TokenLogprob
+from qwenstack.core.outputs import CompletionOutput, TokenLogprob
 from qwenstack.serving.rest.endpoint import (
     Backend,
     generation_responses,
@@ -21,6 +21,7 @@ from qwenstack.serving.rest.endpoint import (
 from qwenstack.serving.service import GenerationJob, GenerationService, Piece, UsageTally
 from qwenstack.serving.wire.chat import (
     AnswerDelta,
+    ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
@@ -71,15 +72,7 @@ async def _complete(service: GenerationService, job: GenerationJob) -> ChatCompl
         "object": "chat.completion",
         "created": created,
         "model": service.model_name(job),
-        "choices": [
-            {
-                "index": answer.index,
-                "message": write_message(answer),
-                "logprobs": _write_logprobs(service, answer.logprobs),
-                "finish_reason": chat_finish_reason(answer.finish_reason, has_calls=bool(answer.tool_calls)),
-            }
-            for answer in output.outputs
-        ],
+        "choices": [_whole_choice(service, answer) for answer in output.outputs],
         "usage": usage_of(tally),
     }
 
@@ -120,10 +113,24 @@ async def _stream_events(service: GenerationService, job: GenerationJob, *, want
                 choice["finish_reason"] = chat_finish_reason(
                     piece.delta.finish_reason, has_calls=piece.delta.index in calling
                 )
+                if piece.delta.stop_reason is not None:
+                    choice["stop_reason"] = piece.delta.stop_reason
                 yield event([choice])
     if wants_usage:
         yield event([], usage_of(tally))
     yield DONE
+
+
+def _whole_choice(service: GenerationService, answer: CompletionOutput) -> ChatChoice:
+    choice: ChatChoice = {
+        "index": answer.index,
+        "message": write_message(answer),
+        "logprobs": _write_logprobs(service, answer.logprobs),
+        "finish_reason": chat_finish_reason(answer.finish_reason, has_calls=bool(answer.tool_calls)),
+    }
+    if answer.stop_reason is not None:
+        choice["stop_reason"] = answer.stop_reason
+    return choice
 
 
 def _choice(piece: Piece, delta: AnswerDelta, logprobs: ChatLogprobs | None = None) -> ChatChunkChoice:

@@ -99,14 +99,15 @@ def _choices(
             logprobs = CompletionLogprobsWriter(service.token_bytes).write(token_ids, entries)
         if echo:
             text = _prompt_text(service, prompt) + text
-        choices.append(
-            {
-                "index": first_index + answer.index,
-                "text": text,
-                "logprobs": logprobs,
-                "finish_reason": wire_finish_reason(answer.finish_reason),
-            }
-        )
+        choice: CompletionChoice = {
+            "index": first_index + answer.index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": wire_finish_reason(answer.finish_reason),
+        }
+        if answer.stop_reason is not None:
+            choice["stop_reason"] = answer.stop_reason
+        choices.append(choice)
     return choices
 
 
@@ -133,7 +134,15 @@ class _ChunkWriter:
         if not text and logprobs is None and delta.finish_reason is None:
             return None
         reason = None if delta.finish_reason is None else wire_finish_reason(delta.finish_reason)
-        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        choice: CompletionChunkChoice = {
+            "index": self._index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": reason,
+        }
+        if delta.stop_reason is not None:
+            choice["stop_reason"] = delta.stop_reason
+        return choice
 
 
 async def _stream_events(

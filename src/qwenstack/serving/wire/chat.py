@@ -343,6 +343,8 @@ class ChatChoice(TypedDict):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason
+    stop_reason: NotRequired[int | str]
+    """vLLM's: the stop string or token that ended it, or `repetition`; not there where the model ended by itself."""
 
 
 class ChatCompletion(TypedDict):
@@ -388,6 +390,8 @@ class ChatChunkChoice(TypedDict):
     delta: AnswerDelta
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
+    stop_reason: NotRequired[int | str]
+    """vLLM's: the stop string or token that ended it, or `repetition`; not there where the model ended by itself."""
 
 
 class ChatCompletionChunk(TypedDict):

@@ -70,6 +70,8 @@ class CompletionChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: WireFinishReason
+    stop_reason: NotRequired[int | str]
+    """vLLM's: the stop string or token that ended it, or `repetition`; not there where the model ended by itself."""
 
 
 class Completion(TypedDict):
@@ -90,6 +92,8 @@ class CompletionChunkChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: WireFinishReason | None
+    stop_reason: NotRequired[int | str]
+    """vLLM's: the stop string or token that ended it, or `repetition`; not there where the model ended by itself."""
 
 
 class CompletionChunk(TypedDict):
