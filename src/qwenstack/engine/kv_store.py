@@ -388,7 +388,8 @@ class KVStore:
             has_warned, self._has_warned = self._has_warned, True
             self._changed.notify_all()
         if not has_warned:
-            logger.warning("The prefix cache keeps nothing on the disk for now: %s. Answers are not affected.", reason)
+            text = reason.rstrip(".")
+            logger.warning("The prefix cache keeps nothing on the disk for now: %s. Answers are not affected.", text)
 
     def _drop(self, folder: PrivateFolder, name: str, reason: str) -> None:
         folder.remove(name)

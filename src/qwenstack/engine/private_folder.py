@@ -66,7 +66,7 @@ class PrivateFolder:
         if status.st_mode & 0o022:
             raise ConfigError(
                 f"{str(path)!r} can be written to by others (mode {stat.S_IMODE(status.st_mode):04o}); "
-                "empty it and set its mode to 0700, or name another folder."
+                "name a folder that is yours alone, which is made where there is none."
             )
         if stat.S_IMODE(status.st_mode) != 0o700:
             os.fchmod(self._descriptor, 0o700)
