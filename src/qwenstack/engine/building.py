@@ -21,7 +21,7 @@ from qwenstack.engine.prefix_roots import PrefixRoots
 from qwenstack.engine.private_folder import PrivateFolder
 from qwenstack.engine.speculation import DraftModelSpeculator, NgramSpeculator, Speculator, StepCost, load_draft_model
 from qwenstack.engine.tenant_secret import load_tenant_secret
-from qwenstack.hub.fingerprint import checkpoint_fingerprint, identify_checkpoint
+from qwenstack.hub.fingerprint import checkpoint_fingerprint, fingerprint_memory, identify_checkpoint
 from qwenstack.hub.peft import read_adapter
 from qwenstack.kernels import Kernels
 
@@ -73,7 +73,7 @@ def _fingerprint_of(config: EngineConfig) -> Callable[[], bytes]:
     """Begin to hash the model beside everything else; half a gigabyte takes half a second where it is not known."""
     identity = identify_checkpoint(config.model_path)
     pool = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
-    hashing = pool.submit(checkpoint_fingerprint, identity, default_folder().parent / "fingerprints.json")
+    hashing = pool.submit(checkpoint_fingerprint, identity, fingerprint_memory())
     pool.shutdown(wait=False)
 
     def fingerprint() -> bytes:

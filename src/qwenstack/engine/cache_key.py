@@ -33,7 +33,7 @@ def root_key(
     *,
     kv_dtype: str,
     precision: str,
-    rotary: bytes,
+    settings: bytes,
     arithmetic: bytes,
     adapter_digest: bytes | None,
     tenant_salt: bytes,
@@ -44,7 +44,7 @@ def root_key(
         model_fingerprint: `hub.fingerprint.checkpoint_fingerprint` of the model.
         kv_dtype: how keys and values are stored.
         precision: how they are computed, where that changes bits: `a8`, `a16`, `reference`, ...
-        rotary: what fixes the turning of positions beside the model's files, such as a scaling that a user chose.
+        settings: what decides values beside the files: scaled positions, converted weights, a merged adapter.
         arithmetic: `numpy_probe()`.
         adapter_digest: content hash of the LoRA adapter; None: the model as it is.
         tenant_salt: as `tenant_salt` makes it.
@@ -56,7 +56,7 @@ def root_key(
         model_fingerprint,
         kv_dtype.encode(),
         precision.encode(),
-        rotary,
+        settings,
         arithmetic,
         b"none" if adapter_digest is None else b"adapter" + adapter_digest,
         tenant_salt,

@@ -35,6 +35,8 @@ from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.hooks import SILENT, Journal
 from qwenstack.engine.loading import LoadedModel
+from qwenstack.engine.path_codec import decode_path, encode_path
+from qwenstack.hub.fingerprint import checkpoint_fingerprint, fingerprint_memory, identify_checkpoint
 
 FORMAT = 1
 """Raised when a record changes its meaning."""
@@ -51,7 +53,7 @@ class Session(msgspec.Struct, tag="session", frozen=True, kw_only=True):
     format: int = FORMAT
     model_name: str
     model_fingerprint: str
-    """`model_fingerprint` of the files."""
+    """`journal.model_fingerprint` of the files."""
     config: EngineConfig
     """As it was, but with the context length that came of it, so that it does not depend on free memory again."""
     kernels: str
@@ -111,20 +113,8 @@ class Finished(msgspec.Struct, tag="finished", frozen=True):
 Record = Session | Admitted | Aborted | AdapterLoaded | AdapterUnloaded | Finished
 
 
-def _encode_path(value: object) -> str:
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError(f"{type(value)} is not written to a journal")
-
-
-def _decode_path(kind: type, value: object) -> object:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"{kind} is not read from a journal")
-
-
-_encoder = msgspec.json.Encoder(enc_hook=_encode_path)
-_decoder = msgspec.json.Decoder(Record, dec_hook=_decode_path)
+_encoder = msgspec.json.Encoder(enc_hook=encode_path)
+_decoder = msgspec.json.Decoder(Record, dec_hook=decode_path)
 
 
 def open_journal(model: LoadedModel) -> Journal:
@@ -278,13 +268,8 @@ def token_digest(token_ids: Sequence[int]) -> str:
 
 
 def model_fingerprint(path: Path) -> str:
-    """Return the SHA-256 over names and contents of a model's files, in hexadecimal; half a second a gigabyte."""
-    whole = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    for file in files:
-        with file.open("rb") as content:
-            whole.update(file.suffix.encode() + hashlib.file_digest(content, "sha256").digest())
-    return whole.hexdigest()
+    """Return `checkpoint_fingerprint` of a model's files in hexadecimal; what was hashed before is remembered."""
+    return checkpoint_fingerprint(identify_checkpoint(path), fingerprint_memory()).hex()
 
 
 def _open_for_appending(path: Path) -> int:

@@ -31,12 +31,6 @@ class PrefixCache:
         self._by_key: dict[bytes, CachedBlock] = {}
         self._by_block: dict[int, CachedBlock] = {}
 
-    def __len__(self) -> int:
-        return len(self._by_key)
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._by_key
-
     def match(self, chain: Iterator[tuple[bytes, tuple[int, ...]]]) -> list[int]:
         """Return the blocks of the longest known beginning of a chain of (key, tokens)."""
         blocks: list[int] = []

@@ -57,7 +57,7 @@ class PrefixRoots:
                 self._fingerprint,
                 kv_dtype=self._kv_dtype,
                 precision=f"a{activation_bits}",
-                rotary=self._settings,
+                settings=self._settings,
                 arithmetic=self._arithmetic,
                 adapter_digest=None if adapter_digest is None else bytes.fromhex(adapter_digest),
                 tenant_salt=tenant_salt(self._secret, tenant),

@@ -17,6 +17,7 @@ from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
+from qwenstack.engine.path_codec import decode_path, encode_path
 
 MAX_FRAME_BYTES = 64 << 20
 """Above what any step sends, scored prompts included; a longer frame means that the stream is broken."""
@@ -122,21 +123,9 @@ Command = Start | Submit | Abort | AskStats | AdapterCommand
 Event = Ready | LoadFailed | Deltas | Refused | StatsReply | Adapters | AdapterRefused
 
 
-def _encode_path(value: object) -> str:
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError(f"{type(value)} does not travel between processes")
-
-
-def _decode_path(kind: type, value: object) -> object:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"{kind} does not travel between processes")
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
-command_decoder = msgspec.msgpack.Decoder(Command, dec_hook=_decode_path)
-event_decoder = msgspec.msgpack.Decoder(Event, dec_hook=_decode_path)
+_encoder = msgspec.msgpack.Encoder(enc_hook=encode_path)
+command_decoder = msgspec.msgpack.Decoder(Command, dec_hook=decode_path)
+event_decoder = msgspec.msgpack.Decoder(Event, dec_hook=decode_path)
 
 
 def encode_frame(message: Command | Event) -> bytes:

@@ -60,6 +60,13 @@ class CheckpointIdentity:
     """In a folder by their names, in order; a file that is a model alone has the name ''."""
 
 
+def fingerprint_memory() -> Path:
+    """Return the file in which this user's fingerprints are remembered."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("qwenstack", appauthor=False) / "fingerprints.json"
+
+
 def identify_checkpoint(path: Path) -> CheckpointIdentity:
     """Return the files of a model that decide its keys and values: weights and `config.json`.
 
