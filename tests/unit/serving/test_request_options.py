@@ -82,3 +82,17 @@ async def test_what_ended_an_answer_is_told_whole_and_streamed(client: httpx.Asy
     assert '"stop_reason":"h"' in stream
     (completed,) = (await client.post("/v1/completions", json={"prompt": "hi", "stop": "h"})).json()["choices"]
     assert completed["stop_reason"] == "h"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"messages": []}, "at least 1 item, not 0."),
+        ({**CHAT, "response_format": {"type": "xml"}}, "its `type` 'xml' must be one of 'text'"),
+    ],
+)
+async def test_a_refusal_speaks_the_users_words(client: httpx.AsyncClient, wrong: dict[str, object], told: str) -> None:
+    message = (await client.post("/v1/chat/completions", json=wrong)).json()["error"]["message"]
+    assert told in message
+    assert "validation" not in message
+    assert "Input" not in message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
@@ -22,6 +23,12 @@ class _ShortRepr(reprlib.Repr):
         self.maxlong = 40
         self.maxlist = self.maxdict = 4
         self.maxlevel = 2
+
+
+_UNKNOWN_TAG = re.compile(
+    r"Input tag (?P<value>'.*') found using '(?P<field>\w+)' does not match any of the expected tags: (?P<known>.*)",
+    re.DOTALL,
+)
 
 
 def describe_failure(failure: ValidationFailure) -> RequestError:
@@ -71,7 +78,7 @@ def _describe(complaint: _Complaint) -> RequestError:
                 f"`{param}` is not supported here; leave it out.", param=param, code="unsupported_parameter"
             )
         case _:
-            limit = message.replace("Input should", "it must", 1)
+            limit = _in_plain_words(message)
             subject = f"`{param}`" if param else "The body"
             return RequestError(
                 f"{subject} is {_ShortRepr().repr(value)}; {_lower_first(limit)}.",
@@ -82,3 +89,10 @@ def _describe(complaint: _Complaint) -> RequestError:
 
 def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
+
+
+def _in_plain_words(message: str) -> str:
+    """Say without the validator's own terms what is expected."""
+    message = message.replace("Input should", "it must", 1).replace(" after validation", "")
+    tag = _UNKNOWN_TAG.fullmatch(message)
+    return message if tag is None else f"its `{tag['field']}` {tag['value']} must be one of {tag['known']}"
