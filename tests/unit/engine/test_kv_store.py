@@ -263,7 +263,7 @@ def test_sec_16_another_tenant_never_hits(setup: Setup) -> None:
             b"model",
             kv_dtype="float16",
             precision="a8",
-            rotary=b"",
+            settings=b"",
             arithmetic=b"",
             adapter_digest=None,
             tenant_salt=tenant_salt(secret, tenant),
