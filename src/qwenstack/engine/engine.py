@@ -452,7 +452,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whatever broke this batch must not end the others' service
             return [self._fail(item.sequence, error) for item in work]
         self._clock.enter("choose")
-        return [self._advance(item, logits_RV) for item, logits_RV in computed]
+        return [delta for item, logits_RV in computed for delta in self._advance(item, logits_RV)]
 
     def _compute(self, work: SequenceOf[Work]) -> list[tuple[Work, np.ndarray]]:
         """Run one forward pass.
@@ -504,40 +504,31 @@ class Engine:
 
     # ---- choosing ----
 
-    def _advance(self, work: Work, logits_RV: np.ndarray) -> OutputDelta:
-        """Choose the next tokens of a sequence; what goes wrong here is that sequence's alone."""
-        sequence = work.sequence
+    def _advance(self, work: Work, logits_RV: np.ndarray) -> list[OutputDelta]:
+        """Choose the next tokens of a sequence; what goes wrong here is that sequence's alone.
+
+        What was chosen before it went wrong is told first, as it would be without guesses.
+        """
+        sequence, failure = work.sequence, None
+        releases: list[Release] = []
         try:
-            releases = self._choose_all(work, logits_RV)
+            self._choose_all(work, logits_RV, releases)
             self._blocks.trim(sequence)
             self._blocks.note_computed(sequence)
         except Exception as error:  # noqa: BLE001 - one request's choices must not end the others' service
-            return self._fail(sequence, error)
-        last = releases[-1]
-        if last.finish_reason is not None:
-            self._end(sequence, last.finish_reason)
-            self._counts.repetition_stops += (last.finish_reason, last.stop_reason) == ("length", REPETITION)
-        prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
-        return OutputDelta(
-            request_id=sequence.request_id,
-            index=sequence.index,
-            text="".join(release.text for release in releases),
-            reasoning_text="".join(release.reasoning_text for release in releases),
-            tool_calls=_joined(release.tool_calls for release in releases),
-            token_ids=_joined(release.token_ids for release in releases),
-            logprobs=None if sequence.params.logprobs is None else _joined(release.logprobs for release in releases),
-            num_generated_tokens=sum(release.num_generated_tokens for release in releases),
-            num_reasoning_tokens=sum(release.num_reasoning_tokens for release in releases),
-            finish_reason=last.finish_reason,
-            stop_reason=last.stop_reason,
-            num_cached_tokens=sequence.num_cached_tokens,
-            prompt_logprobs=prompt_logprobs,
-        )
+            failure = error
+        finish = releases[-1].finish_reason if releases and failure is None else None
+        deltas = [self._told(sequence, releases, finish)] if releases else []
+        if failure is not None:
+            return [*deltas, self._fail(sequence, failure)]
+        if finish is not None:
+            self._end(sequence, finish)
+            self._counts.repetition_stops += (finish, releases[-1].stop_reason) == ("length", REPETITION)
+        return deltas
 
-    def _choose_all(self, work: Work, logits_RV: np.ndarray) -> list[Release]:
-        """Choose token after token, as long as each is the one that was guessed."""
+    def _choose_all(self, work: Work, logits_RV: np.ndarray, releases: list[Release]) -> None:
+        """Choose token after token, as long as each is the one that was guessed, and append what each lets go."""
         sequence, num_accepted = work.sequence, 0
-        releases: list[Release] = []
         for row, logits_V in enumerate(logits_RV):
             if not np.isfinite(logits_V.max()):
                 raise ArithmeticError("the model gave logits that are not numbers")
@@ -549,7 +540,25 @@ class Engine:
         sequence.num_computed_tokens += num_accepted
         self._counts.draft_tokens += len(work.drafts)
         self._counts.accepted_tokens += num_accepted
-        return releases
+
+    def _told(self, sequence: Sequence, releases: SequenceOf[Release], finish: FinishReason | None) -> OutputDelta:
+        """Join what the tokens of one step let go."""
+        prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
+        return OutputDelta(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            text="".join(release.text for release in releases),
+            reasoning_text="".join(release.reasoning_text for release in releases),
+            tool_calls=_joined(release.tool_calls for release in releases),
+            token_ids=_joined(release.token_ids for release in releases),
+            logprobs=None if sequence.params.logprobs is None else _joined(release.logprobs for release in releases),
+            num_generated_tokens=sum(release.num_generated_tokens for release in releases),
+            num_reasoning_tokens=sum(release.num_reasoning_tokens for release in releases),
+            finish_reason=finish,
+            stop_reason=releases[-1].stop_reason if finish is not None else None,
+            num_cached_tokens=sequence.num_cached_tokens,
+            prompt_logprobs=prompt_logprobs,
+        )
 
     # ---- ending ----
 

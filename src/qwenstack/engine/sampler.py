@@ -33,12 +33,23 @@ class TokenHistory:
     """What the penalties need to know: which tokens the prompt holds, and how often each was generated."""
 
     prompt_ids: np.ndarray
-    """Distinct ids of the prompt, int64."""
+    """Distinct ids of the prompt, int64, ascending."""
     counts: dict[int, int] = field(default_factory=dict[int, int])
+    _only_generated: list[int] = field(default_factory=list[int])
 
     def add(self, token_id: int) -> None:
         """Count a generated token."""
+        if token_id not in self.counts and not self._is_in_prompt(token_id):
+            self._only_generated.append(token_id)
         self.counts[token_id] = self.counts.get(token_id, 0) + 1
+
+    def seen_ids(self) -> np.ndarray:
+        """Return the distinct ids of prompt and answer, int64, in no order."""
+        return np.concatenate([self.prompt_ids, np.asarray(self._only_generated, np.int64)])
+
+    def _is_in_prompt(self, token_id: int) -> bool:
+        at = np.searchsorted(self.prompt_ids, token_id)
+        return bool(at < len(self.prompt_ids) and self.prompt_ids[at] == token_id)
 
 
 class Restriction(Protocol):
@@ -122,7 +133,7 @@ def _with_penalties(logits_V: np.ndarray, params: SamplingParams, history: Token
     ids = np.fromiter(history.counts.keys(), np.int64, len(history.counts))
     counts = np.fromiter(history.counts.values(), np.float32, len(history.counts))
     if repeats:
-        seen = np.union1d(history.prompt_ids, ids)
+        seen = history.seen_ids()
         values = logits_V[seen]
         penalty = np.float32(params.repetition_penalty)
         logits_V[seen] = np.where(values > 0, values / penalty, values * penalty)

@@ -15,6 +15,7 @@ from qwenstack.core.outputs import CompletionOutput, OutputDelta
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.engine import Engine
 from qwenstack.engine.sampler import TokenHistory, choose_token, uniform_number
+from qwenstack.engine.speculation import DraftRequest
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20)
 
@@ -263,3 +264,30 @@ def test_logits_that_are_not_numbers_end_one_request_only(monkeypatch: pytest.Mo
     outputs = run(engine)
     assert outputs[("bad", 0)].finish_reason == "error"
     assert outputs[("good", 0)].token_ids == alone([2], SamplingParams(temperature=0, max_tokens=1))
+
+
+@pytest.mark.parametrize("num_guessed", [0, 3, 7])
+def test_what_was_chosen_before_a_failure_is_told_however_far_was_guessed(
+    num_guessed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    prompt = [7, 3, 9]
+    answer = alone(prompt, params)
+    broken_row = toy_logits([*prompt, *answer[:5]])
+    model = toy_model()
+
+    def logits(_decoder: object, x_RD: np.ndarray, _bits: int) -> np.ndarray:
+        return np.where((x_RD == broken_row).all(1, keepdims=True), np.nan, x_RD)
+
+    class Guesser:
+        def propose(self, requests: list[DraftRequest]) -> list[list[int]]:
+            return [answer[len(request.output_token_ids) :][: min(num_guessed, request.limit)] for request in requests]
+
+        def forget(self, key: int) -> None: ...
+
+    monkeypatch.setattr(type(model.decoder), "logits", logits)
+    engine = Engine(model, speculator=Guesser() if num_guessed else None)
+    engine.add_request("a", prompt, params)
+    output = run(engine)[("a", 0)]
+    assert output.token_ids == answer[:5]
+    assert output.finish_reason == "error"

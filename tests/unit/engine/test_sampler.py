@@ -179,3 +179,11 @@ def test_the_mask_is_not_made_where_the_likeliest_tokens_are_allowed() -> None:
     for params in (SamplingParams(temperature=0), SamplingParams(top_k=5, top_p=0.9)):
         choose_token(logits, params, history, forbidden_ids=(), uniform=0.5, restriction=restriction)
     assert restriction.num_masks == 0
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.lists(st.integers(0, 9), max_size=12))
+def test_each_token_of_prompt_and_answer_is_seen_once(prompt: list[int], answer: list[int]) -> None:
+    history = TokenHistory(np.unique(np.array(prompt, np.int64)))
+    for token in answer:
+        history.add(token)
+    assert sorted(history.seen_ids().tolist()) == sorted({*prompt, *answer})
