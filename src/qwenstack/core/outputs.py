@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.errors import CapacityError, EngineError, RequestError
 
+OVERLOADED = "overloaded"
+"""The `error_code` of what may be sent again in a moment."""
 FinishReason = Literal["stop", "length", "abort", "error"]
 """`stop`: end token or stop string; `length`: `max_tokens` or the context; `abort`: cancelled; `error`: a failure."""
 
@@ -66,7 +68,7 @@ class OutputDelta:
     error: str | None = None
     """What went wrong, where `finish_reason` is `error`."""
     error_code: str | None = None
-    """OpenAI's word for it, where the request is to blame rather than the engine."""
+    """OpenAI's word for it, where the request is to blame, or `OVERLOADED`; None where the engine is."""
     error_param: str | None = None
     """The field to blame."""
 
@@ -82,6 +84,10 @@ def failed_delta(request_id: str, index: int, error: Exception) -> OutputDelta:
             error_code=error.code or "invalid_value",
             error_param=error.param,
         )
+    if isinstance(error, CapacityError):
+        return OutputDelta(
+            request_id=request_id, index=index, finish_reason="error", error=str(error), error_code=OVERLOADED
+        )
     return OutputDelta(
         request_id=request_id, index=index, finish_reason="error", error=f"{type(error).__name__}: {error}"
     )
@@ -92,10 +98,13 @@ def raise_if_failed(delta: OutputDelta) -> None:
 
     Raises:
         RequestError: the request is to blame.
-        EngineError: the engine is.
+        CapacityError: there was no room for it.
+        EngineError: the engine is to blame.
     """
     if delta.finish_reason != "error":
         return
+    if delta.error_code == OVERLOADED:
+        raise CapacityError(delta.error or "")
     if delta.error_code is not None:
         raise RequestError(delta.error or "", param=delta.error_param, code=delta.error_code)
     raise EngineError(delta.error or "The computation failed.")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from qwenstack.core.errors import CapacityError, EngineError, QwenStackError, RequestError
 from qwenstack.core.outputs import (
     CompletionOutput,
     GeneratedToolCall,
@@ -9,6 +12,8 @@ from qwenstack.core.outputs import (
     RequestOutput,
     TokenLogprob,
     ToolCallDelta,
+    failed_delta,
+    raise_if_failed,
 )
 
 
@@ -47,3 +52,13 @@ def test_an_answer_is_the_sum_of_its_deltas() -> None:
     assert (answer.finish_reason, answer.stop_reason) == ("stop", "c")
     assert (other.text, other.logprobs, other.finish_reason) == ("other", None, None)
     assert (output.num_cached_tokens, output.prompt_logprobs) == (3, [None])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RequestError("wrong", param="n", code="invalid_value"), CapacityError("full; try again"), EngineError("broken")],
+)
+def test_a_failure_is_raised_as_what_it_was(error: QwenStackError) -> None:
+    with pytest.raises(type(error)) as raised:
+        raise_if_failed(failed_delta("r", 0, error))
+    assert str(error) in str(raised.value)

@@ -10,19 +10,20 @@ import threading
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from qwenstack.core.errors import CapacityError, EngineError, QwenStackError, RequestError
 from qwenstack.core.grammar import Grammar
 from qwenstack.engine.grammar.checker_process import CheckerProcess
-from qwenstack.engine.grammar.constraint import MatcherVocabulary, TokenConstraint
+from qwenstack.engine.grammar.constraint import MatcherVocabulary, Share, TokenConstraint
 from qwenstack.engine.grammar.lark_source import lark_of
-from qwenstack.engine.grammar.limits import CACHE_BYTES, MAX_PENDING
+from qwenstack.engine.grammar.limits import CACHE_BYTES, HELD_BYTES, MAX_PENDING
 from qwenstack.engine.grammar.token_table import TokenTable, matcher_vocabulary, token_table
 from qwenstack.engine.grammar.wire import Unusable, Usable
 from qwenstack.tokenizer import Tokenizer
 
 _ENTRY_BYTES = 64 << 10
-"""Charged for each entry beside twice what was measured, which does not see pages that were free before."""
+"""Charged for each grammar beside twice what was measured, which does not see pages that were free before."""
 _OWN_KINDS = frozenset({"python", "json_object"})
 """Written here, not by callers: nothing to check."""
 _OWN_BYTES = 5 << 20
@@ -44,17 +45,28 @@ class GrammarCompiler:
     Nothing is built before the first `begin` or `warm_up`: no process, no thread, no vocabulary.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, cache_bytes: int = CACHE_BYTES, max_pending: int = MAX_PENDING) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        held_bytes: int = HELD_BYTES,
+        max_pending: int = MAX_PENDING,
+    ) -> None:
         """Remember the vocabulary's owner.
 
         Args:
             tokenizer: has the vocabulary.
-            cache_bytes: memory for compiled grammars.
+            cache_bytes: memory for compiled grammars that are kept for the next caller.
+            held_bytes: memory for all of them, those in use included.
             max_pending: different grammars that may wait.
         """
         self._tokenizer = tokenizer
         self._max_pending = max_pending
         self._cache = _Cache(cache_bytes)
+        self._held_bytes = held_bytes
+        self._held: WeakKeyDictionary[Share, int] = WeakKeyDictionary()
+        """What each compilation takes that the cache or an answer still holds."""
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._running: _Job | None = None
@@ -178,10 +190,14 @@ class GrammarCompiler:
             if isinstance(checked, Unusable):
                 refusal = _refusal(checked.reason)
                 if checked.is_certain:
-                    self._cache.put(grammar, refusal, 0)
+                    self._cache.put(grammar, refusal, _ENTRY_BYTES)
                 return refusal
+            num_bytes = 2 * checked.memory_bytes + _ENTRY_BYTES
+            if sum(self._held.values()) + num_bytes > self._held_bytes:
+                return CapacityError("Answers under way hold all the memory for grammars; try again in a moment.")
             constraint = TokenConstraint(checked.lark, vocabularies.of(grammar), is_own=is_own)
-            self._cache.put(grammar, constraint, 2 * checked.memory_bytes)
+            self._held[constraint.share] = num_bytes
+            self._cache.put(grammar, constraint, num_bytes)
             return constraint.clone()
         except QwenStackError as error:
             return error
@@ -225,7 +241,9 @@ class _Cache:
 
     def put(self, grammar: Grammar, compiled: Compiled, memory_bytes: int) -> None:
         with self._lock:
-            size = memory_bytes + len(grammar.source) + _ENTRY_BYTES
+            size = memory_bytes + len(grammar.source)
+            if size > self._max_bytes // 2:
+                return
             _, previous = self._entries.pop(grammar, (None, 0))
             self._entries[grammar] = compiled, size
             self._used_bytes += size - previous

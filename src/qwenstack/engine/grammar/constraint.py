@@ -43,6 +43,12 @@ class MatcherVocabulary:
         return words
 
 
+class Share:
+    """Lives as long as any constraint of one compilation; whoever counts memory holds it weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
 class TokenConstraint:
     """One answer's place in its grammar; depends on nothing but the tokens accepted so far.
 
@@ -52,6 +58,8 @@ class TokenConstraint:
 
     def __init__(self, lark: str, vocabulary: MatcherVocabulary, *, is_own: bool = False) -> None:
         """Compile; takes up to half a second and releases the GIL meanwhile. Use `clone` for each answer."""
+        self.share = Share()
+        """What was compiled, which all clones hold together."""
         self._vocabulary = vocabulary
         self._matcher = LLMatcher(vocabulary.tokens, lark, log_level=0, limits=parser_limits(is_own=is_own))
         self._words = np.empty(len(vocabulary.usable_words), np.uint32)

@@ -9,9 +9,11 @@ CHECK_TIMEOUT_S = 0.45
 CHECK_MEMORY_BYTES = 256 << 20
 """What the check of one grammar may allocate."""
 MAX_COMPILED_BYTES = 32 << 20
-"""What one compiled grammar may hold; half of the cache, so that one caller cannot empty it."""
+"""What one compiled grammar may hold."""
 CACHE_BYTES = 64 << 20
-"""All compiled grammars that are kept for the next caller."""
+"""All compiled grammars that are kept for the next caller; one that takes over half of it is not kept."""
+HELD_BYTES = 256 << 20
+"""All compiled grammars, those of the cache and those that answers hold, waiting or running."""
 MAX_PENDING = 64
 """Grammars that wait for their check; each takes at most half a second."""
 MAX_SCHEMA_DEPTH = 32

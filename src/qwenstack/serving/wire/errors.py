@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from typing_extensions import TypedDict
 
 from qwenstack.core.errors import CapacityError, EngineError, EngineRestartingError, RequestError
+from qwenstack.core.outputs import OVERLOADED
 from qwenstack.serving.errors import HttpError, UnknownModelError
 from qwenstack.serving.wire.validation import ValidationFailure, describe_failure
 
@@ -66,7 +67,7 @@ def answer_error(error: Exception, *, request_id: str) -> ErrorAnswer:
         case CapacityError():
             return ErrorAnswer(
                 status=503,
-                body=error_body(str(error), kind="server_error", code="overloaded"),
+                body=error_body(str(error), kind="server_error", code=OVERLOADED),
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
         case EngineRestartingError():

@@ -201,6 +201,35 @@ def test_sec_06_the_cache_is_bounded_in_bytes_and_forgets_the_oldest():
         compiler.close()
 
 
+def test_sec_06_grammars_that_answers_hold_are_bounded_together():
+    compiler = GrammarCompiler(cast("Tokenizer", ByteTokenizer()), cache_bytes=1, held_bytes=1 << 20)
+    try:
+        held: list[object] = []
+        while len(held) < 100:
+            result = compile_now(compiler, Grammar(kind="regex", source=f"held {len(held)}"))
+            if not isinstance(result, TokenConstraint):
+                break
+            held += [result, result.clone()]
+        assert isinstance(result, CapacityError)
+        assert held
+        assert not compiler._cache._entries
+        held.clear()
+        assert isinstance(compile_now(compiler, Grammar(kind="regex", source="free again")), TokenConstraint)
+    finally:
+        compiler.close()
+
+
+def test_sec_06_a_grammar_of_half_the_cache_does_not_empty_it():
+    compiler = GrammarCompiler(cast("Tokenizer", ByteTokenizer()), cache_bytes=1 << 20)
+    try:
+        compile_now(compiler, Grammar(kind="regex", source="small"))
+        source = "|".join(f"{number:06d}x{number * 7919:012d}" for number in range(2500))
+        assert isinstance(compile_now(compiler, Grammar(kind="regex", source=source)), TokenConstraint)
+        assert list(compiler._cache._entries) == [Grammar(kind="regex", source="small")]
+    finally:
+        compiler.close()
+
+
 def test_nothing_runs_before_the_first_grammar():
     compiler = GrammarCompiler(cast("Tokenizer", ByteTokenizer()))
     assert compiler._thread is None
