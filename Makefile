@@ -76,6 +76,7 @@ lint: .venv-test/installed ## Check format, style, types, import contracts and s
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
 	$(DEV)/basedpyright --pythonpath $(DEV)/python
+	$(DEV)/basedpyright --pythonpath $(DEV)/python --project tests/pyrightconfig.json
 	$(DEV)/lint-imports
 	$(DEV)/codespell
 	$(DEV)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cc' 'csrc/**/*.h' 'csrc/**/*.cc')

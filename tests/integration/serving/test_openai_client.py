@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import openai
 import pytest
 from toy_llm import FULL, ToyLLM
 
-USER = [{"role": "user", "content": "用中文说你好"}]
+USER: Any = [{"role": "user", "content": "用中文说你好"}]
 ECHO = "echo: [user] 用中文说你好"
 
 

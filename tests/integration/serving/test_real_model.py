@@ -9,13 +9,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
 pytestmark = [pytest.mark.weights, pytest.mark.xdist_group("real-weights")]
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 READY_TIMEOUT_S = 120
 
 

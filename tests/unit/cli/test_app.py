@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ COMMANDS = [
 ]
 
 
-def in_a_process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+def in_a_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PYTHONPATH": SOURCES}
     command = [sys.executable, "-m", "qwenstack", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, **options)

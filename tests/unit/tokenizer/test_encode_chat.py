@@ -177,6 +177,6 @@ def test_chat_ids_equal_transformers_on_the_default_model(
     texts = [text for text in random_texts(3_000) if not any(token in text for token in ADDED)]
     for first, second in zip(texts[::2], texts[1::2], strict=False):
         chat = [{"role": "system", "content": second}, {"role": "user", "content": first}]
-        expected = theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+        expected = list(theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
         messages = [Message(role="system", content=second), Message(role="user", content=first)]
         assert ours.encode_chat(messages) == expected
