@@ -19,15 +19,15 @@
 namespace qwenstack {
 namespace {
 
+// Inner loops get registers of their own.
+#define QWENSTACK_NOINLINE __attribute__((noinline))
+
 // Tiles that are multiplied together, of one format.
 struct TileSet {
     const Segment* segment;  // of the first tile
     size_t count;            // 1…kMaxTiles
     const uint8_t* tile[kMaxTiles];
 };
-
-// 8-bit codes need a dot product that takes all unsigned bytes.
-static constexpr bool is_wide(const QuantizedFormat& format) { return format.code_bits == 8; }
 
 static constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
@@ -57,7 +57,7 @@ public:
 
     QWENSTACK_INLINE void read_codes(U8x64 (&quads)[kQuadsPerGroup]) const {
         const uint8_t* const low = at_ + scale_bytes(kFormat) * (kFormat.has_offsets ? 2 : 1);
-        if constexpr (is_wide(kFormat)) {
+        if constexpr (kFormat.code_bits == 8) {
             for (size_t i = 0; i < kQuadsPerGroup; ++i) {
                 quads[i] = load_bytes(low + i * kQuadBytes);
             }
@@ -114,30 +114,37 @@ private:
 };
 
 // Adds a group's (or half group's) sums for `kTokens` tokens to the results.
-template <bool kHasOffsets, size_t kTokens>
-QWENSTACK_INLINE void add_dots(const I32x16 (&dots)[kTokens], F32x16 scale, F32x16 offset, const ActivationGroup& group,
-                               size_t part, F32x16 (&results)[kTokens]) {
+template <QuantizedFormat kFormat, size_t kTokens>
+QWENSTACK_INLINE void add_dots(const DotSum<kFormat.code_bits> (&dots)[kTokens], F32x16 scale, F32x16 offset,
+                               const ActivationGroup& group, size_t part, F32x16 (&results)[kTokens]) {
     QWENSTACK_UNROLL
     for (size_t token = 0; token < kTokens; ++token) {
-        results[token] = fma(to_float(dots[token]), scale * broadcast(group.scale(token)), results[token]);
-        if constexpr (kHasOffsets) {
+        const F32x16 dot = to_float(dots[token].result());
+        results[token] = fma(dot, scale * broadcast(group.scale(token)), results[token]);
+        if constexpr (kFormat.has_offsets) {
             results[token] = fma(offset, broadcast(group.scaled_sum(part, token)), results[token]);
         }
     }
 }
 
-// What a sum starts from: the codes' zero times all activations. Types with offsets have no zero.
-template <bool kHasOffsets>
-QWENSTACK_INLINE I32x16 first_dot(const ActivationGroup& group, size_t part, size_t token, int32_t zero) {
-    return broadcast_integer(kHasOffsets ? 0 : zero * group.minus_sum(part, token));
+// Starts the sums of a block of tokens. Types with offsets have no zero.
+template <QuantizedFormat kFormat, size_t kTokens>
+QWENSTACK_INLINE void start_dots(const ActivationGroup& group, size_t part, int32_t zero,
+                                 DotSum<kFormat.code_bits> (&dots)[kTokens]) {
+    QWENSTACK_UNROLL
+    for (size_t token = 0; token < kTokens; ++token) {
+        dots[token].start(kFormat.has_offsets ? 0 : zero, kFormat.has_offsets ? 0 : group.minus_sum(part, token));
+    }
 }
 
 // Multiplies a packed tile with a block of `kTokens` tokens; products [kTokens][16 rows].
 template <QuantizedFormat kFormat, size_t kTokens>
-void multiply_packed_tile(const uint8_t* tile, size_t num_groups, int32_t zero, const uint8_t* activations,
-                          float* products) {
+QWENSTACK_NOINLINE void multiply_packed_tile(const uint8_t* tile, size_t num_groups, int32_t zero,
+                                             const uint8_t* activations, float* products) {
+    using Sum = DotSum<kFormat.code_bits>;
     constexpr size_t kScales = kFormat.scales_per_group;
     constexpr size_t kQuadsPerScale = kQuadsPerGroup / kScales;
+    constexpr size_t kSettleAfter = smaller(kQuadsPerScale, Sum::kSettleAfter);
     F32x16 results[kTokens];
     for (size_t token = 0; token < kTokens; ++token) {
         results[token] = broadcast(0.0f);
@@ -150,19 +157,20 @@ void multiply_packed_tile(const uint8_t* tile, size_t num_groups, int32_t zero, 
         reader.read_codes(quads);
         for (size_t half = 0; half < kScales; ++half) {
             const size_t part = kScales == 1 ? 0 : 1 + half;
-            I32x16 dots[kTokens];
-            for (size_t token = 0; token < kTokens; ++token) {
-                dots[token] = first_dot<kFormat.has_offsets>(group, part, token, zero);
-            }
+            Sum dots[kTokens];
+            start_dots<kFormat>(group, part, zero, dots);
             // Tokens go inside: their sums do not wait for each other.
             QWENSTACK_UNROLL
             for (size_t i = half * kQuadsPerScale; i < (half + 1) * kQuadsPerScale; ++i) {
                 QWENSTACK_UNROLL
                 for (size_t token = 0; token < kTokens; ++token) {
-                    dots[token] = dot4<is_wide(kFormat)>(dots[token], quads[i], group.codes(token) + 4 * i);
+                    dots[token].add(quads[i], group.codes(token) + 4 * i);
+                    if ((i + 1) % kSettleAfter == 0) {
+                        dots[token].settle();
+                    }
                 }
             }
-            add_dots<kFormat.has_offsets>(dots, reader.scale(half), reader.offset(half), group, part, results);
+            add_dots<kFormat>(dots, reader.scale(half), reader.offset(half), group, part, results);
         }
         reader.end_group();
     }
@@ -211,11 +219,13 @@ void expand_groups(PackedTileReader<kFormat>& reader, size_t num_groups, uint8_t
 // Multiplies the runs of `kTiles` tiles, kMaxRunBytes apart, with a block of `kTokens` tokens and adds to the products
 // [kTiles][kMaxRangeTokens][16 rows]; several tiles share each broadcast of activations.
 template <QuantizedFormat kFormat, size_t kTiles, size_t kTokens>
-void add_expanded_products(const uint8_t* runs, size_t num_groups, int32_t zero, const uint8_t* activations,
-                           float* products) {
+QWENSTACK_NOINLINE void add_expanded_products(const uint8_t* runs, size_t num_groups, int32_t zero,
+                                              const uint8_t* activations, float* products) {
     constexpr bool kHasOffsets = kFormat.has_offsets;
+    using Sum = DotSum<kFormat.code_bits>;
     constexpr size_t kScales = kFormat.scales_per_group;
     constexpr size_t kQuadsPerScale = kQuadsPerGroup / kScales;
+    constexpr size_t kSettleAfter = smaller(kQuadsPerScale, Sum::kSettleAfter);
     F32x16 results[kTiles][kTokens];
     for (size_t tile = 0; tile < kTiles; ++tile) {
         for (size_t token = 0; token < kTokens; ++token) {
@@ -227,13 +237,9 @@ void add_expanded_products(const uint8_t* runs, size_t num_groups, int32_t zero,
         const uint8_t* const first = runs + index * expanded_group_bytes(kFormat);
         for (size_t half = 0; half < kScales; ++half) {
             const size_t part = kScales == 1 ? 0 : 1 + half;
-            I32x16 dots[kTiles][kTokens];
-            QWENSTACK_UNROLL
-            for (size_t token = 0; token < kTokens; ++token) {
-                const I32x16 start = first_dot<kHasOffsets>(group, part, token, zero);
-                for (size_t tile = 0; tile < kTiles; ++tile) {
-                    dots[tile][token] = start;
-                }
+            Sum dots[kTiles][kTokens];
+            for (size_t tile = 0; tile < kTiles; ++tile) {
+                start_dots<kFormat>(group, part, zero, dots[tile]);
             }
             QWENSTACK_UNROLL
             for (size_t i = half * kQuadsPerScale; i < (half + 1) * kQuadsPerScale; ++i) {
@@ -245,7 +251,10 @@ void add_expanded_products(const uint8_t* runs, size_t num_groups, int32_t zero,
                 for (size_t token = 0; token < kTokens; ++token) {
                     const int8_t* const codes = group.codes(token) + 4 * i;
                     for (size_t tile = 0; tile < kTiles; ++tile) {
-                        dots[tile][token] = dot4<is_wide(kFormat)>(dots[tile][token], quads[tile], codes);
+                        dots[tile][token].add(quads[tile], codes);
+                        if ((i + 1) % kSettleAfter == 0) {
+                            dots[tile][token].settle();
+                        }
                     }
                 }
             }
@@ -253,7 +262,7 @@ void add_expanded_products(const uint8_t* runs, size_t num_groups, int32_t zero,
                 const float* const vectors = reinterpret_cast<const float*>(first + tile * kMaxRunBytes);
                 const F32x16 scale = load(vectors + half * kTileRows);
                 const F32x16 offset = kHasOffsets ? load(vectors + (kScales + half) * kTileRows) : scale;
-                add_dots<kHasOffsets>(dots[tile], scale, offset, group, part, results[tile]);
+                add_dots<kFormat>(dots[tile], scale, offset, group, part, results[tile]);
             }
         }
     }

@@ -206,28 +206,66 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
     return a & mask;
 }
 
-// Two products of a code of at most 127 fit into 16 bits, those of a larger code do not: wide codes go in two parts,
-// code = (code & 127) + 128 · (code >> 7).
-template <bool kWide>
-QWENSTACK_INLINE __m256i dot4_half(__m256i total, __m256i codes, __m256i activations) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    if constexpr (!kWide) {
-        return _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, activations), ones));
-    }
-    const __m256i low = _mm256_and_si256(codes, _mm256_set1_epi8(127));
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 7), _mm256_set1_epi8(1));
-    const __m256i low_dot = _mm256_madd_epi16(_mm256_maddubs_epi16(low, activations), ones);
-    const __m256i high_dot = _mm256_madd_epi16(_mm256_maddubs_epi16(high, activations), _mm256_set1_epi16(128));
-    return _mm256_add_epi32(_mm256_add_epi32(total, low_dot), high_dot);
-}
+// Keeps the compiler from putting off sums until it runs out of registers.
+QWENSTACK_INLINE void keep_in_registers(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
 
-template <bool kWide>
-QWENSTACK_INLINE I32x16 dot4(I32x16 total, U8x64 codes, const int8_t* activations) {
-    int32_t four;
-    std::memcpy(&four, activations, sizeof four);
-    const __m256i all = _mm256_set1_epi32(four);
-    return {dot4_half<kWide>(total.low, codes.low, all), dot4_half<kWide>(total.high, codes.high, all)};
-}
+// Pairs of products are summed in 16 bits: 2 · 127 · (2^bits - 1) for each quad, so that 8, 4 and 2 quads of 4, 5 and 6
+// bits fit before they are widened.
+template <int kCodeBits>
+struct DotSum {
+    static constexpr size_t kSettleAfter = kCodeBits == 4 ? 8 : kCodeBits == 5 ? 4 : 2;
+    static_assert(kSettleAfter * 2 * 127 * ((1 << kCodeBits) - 1) <= INT16_MAX);
+    int32_t first;
+    I32x16 total;  // without `first`: registers are scarce until the sums are settled
+    __m256i pairs_low, pairs_high;
+
+    QWENSTACK_INLINE void start(int32_t zero, int32_t minus_sum) {
+        first = zero * minus_sum;
+        total = broadcast_integer(0);
+        pairs_low = pairs_high = _mm256_setzero_si256();
+    }
+    QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
+        int32_t four;
+        std::memcpy(&four, activations, sizeof four);
+        const __m256i all = _mm256_set1_epi32(four);
+        pairs_low = _mm256_add_epi16(pairs_low, _mm256_maddubs_epi16(codes.low, all));
+        pairs_high = _mm256_add_epi16(pairs_high, _mm256_maddubs_epi16(codes.high, all));
+        keep_in_registers(pairs_low, pairs_high);
+    }
+    QWENSTACK_INLINE void settle() {
+        const __m256i ones = _mm256_set1_epi16(1);
+        total.low = _mm256_add_epi32(total.low, _mm256_madd_epi16(pairs_low, ones));
+        total.high = _mm256_add_epi32(total.high, _mm256_madd_epi16(pairs_high, ones));
+        pairs_low = pairs_high = _mm256_setzero_si256();
+    }
+    QWENSTACK_INLINE I32x16 result() const { return total + broadcast_integer(first); }
+};
+
+// Codes of 8 bits do not fit so: the sign of code - 128 goes to the activations, and 2 · 127 · 128 into 16 bits.
+template <>
+struct DotSum<8> {
+    static constexpr size_t kSettleAfter = 8;
+    I32x16 total;
+
+    QWENSTACK_INLINE void start(int32_t, int32_t) { total = broadcast_integer(0); }
+    QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
+        int32_t four;
+        std::memcpy(&four, activations, sizeof four);
+        const __m256i all = _mm256_set1_epi32(four);
+        total.low = _mm256_add_epi32(total.low, dot4(codes.low, all));
+        total.high = _mm256_add_epi32(total.high, dot4(codes.high, all));
+        keep_in_registers(total.low, total.high);
+    }
+    QWENSTACK_INLINE void settle() {}
+    QWENSTACK_INLINE I32x16 result() const { return total; }
+
+private:
+    QWENSTACK_INLINE static __m256i dot4(__m256i codes, __m256i activations) {
+        const __m256i values = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), _mm256_sign_epi8(activations, values));
+        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+};
 
 }  // namespace
 }  // namespace qwenstack

@@ -143,12 +143,20 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
     return a & mask;
 }
 
-template <bool kWide>
-QWENSTACK_INLINE I32x16 dot4(I32x16 total, U8x64 codes, const int8_t* activations) {
-    int32_t four;
-    std::memcpy(&four, activations, sizeof four);
-    return {_mm512_dpbusd_epi32(total.v, codes.v, _mm512_set1_epi32(four))};
-}
+template <int kCodeBits>
+struct DotSum {
+    static constexpr size_t kSettleAfter = 8;
+    I32x16 total;
+
+    QWENSTACK_INLINE void start(int32_t zero, int32_t minus_sum) { total = broadcast_integer(zero * minus_sum); }
+    QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
+        int32_t four;
+        std::memcpy(&four, activations, sizeof four);
+        total.v = _mm512_dpbusd_epi32(total.v, codes.v, _mm512_set1_epi32(four));
+    }
+    QWENSTACK_INLINE void settle() {}
+    QWENSTACK_INLINE I32x16 result() const { return total; }
+};
 
 }  // namespace
 }  // namespace qwenstack

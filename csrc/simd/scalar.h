@@ -270,18 +270,30 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
         [&](int i) { return (kLeft >= 0 ? a.byte[i] << (kLeft & 7) : a.byte[i] >> (-kLeft & 7)) & mask.byte[i]; });
 }
 
-// Adds to each lane the product of its four unsigned codes with the same four signed activations; exact. Codes are at
-// most 63 unless `kWide`; activations lie in -127…127.
-template <bool kWide>
-QWENSTACK_INLINE I32x16 dot4(I32x16 total, U8x64 codes, const int8_t* activations) {
-    return map_integer_lanes([&](int i) {
-        int32_t result = total.lane[i];
-        for (int k = 0; k < 4; ++k) {
-            result += codes.byte[4 * i + k] * activations[k];
-        }
-        return result;
-    });
-}
+// Sums over one group of columns: lane by lane Σ (code - zero) · activation, exact. Codes are unsigned, of `kCodeBits`
+// bits; activations lie in -127…127. Codes of 8 bits mean 0 by 128.
+//
+// Sums may be kept in narrow integers for a while: after every kSettleAfter quads, `settle` must be called.
+template <int kCodeBits>
+struct DotSum {
+    static constexpr size_t kSettleAfter = 8;
+    I32x16 total;
+
+    // `minus_sum` is -Σ activation over all quads that will be added.
+    QWENSTACK_INLINE void start(int32_t zero, int32_t minus_sum) { total = broadcast_integer(zero * minus_sum); }
+    // Takes four columns: a quad of codes, and their four activations.
+    QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
+        total = map_integer_lanes([&](int i) {
+            int32_t result = total.lane[i];
+            for (int k = 0; k < 4; ++k) {
+                result += codes.byte[4 * i + k] * activations[k];
+            }
+            return result;
+        });
+    }
+    QWENSTACK_INLINE void settle() {}
+    QWENSTACK_INLINE I32x16 result() const { return total; }
+};
 
 }  // namespace
 }  // namespace qwenstack
