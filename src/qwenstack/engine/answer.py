@@ -228,10 +228,16 @@ class _Structure:
                 code="tools_not_supported",
             )
         marks = markers.thinking
-        if params.output_format != "chat":
+        reads_calls = params.output_format == "chat"
+        if not reads_calls:
             markers = ChatMarkers(thinking=marks)
         phase = phase_after_prompt(tokenizer, prompt_token_ids, marks)
-        self.parser = OutputParser(markers, phase=phase, parameter_types=_parameter_types(params, markers))
+        self.parser = OutputParser(
+            markers,
+            phase=phase,
+            parameter_types=_parameter_types(params, markers),
+            is_calls_only=reads_calls and params.grammar is not None and params.grammar.required_tool is not None,
+        )
         self.budget = ThinkingBudget(
             params.thinking_budget,
             lambda sentence: () if marks is None else closing_token_ids(tokenizer, marks, sentence=sentence),
