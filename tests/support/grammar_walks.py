@@ -44,7 +44,7 @@ BYTES = vocabulary_of(BYTE_TABLE)
 
 def constraint_of(grammar: Grammar, vocabulary: MatcherVocabulary = BYTES) -> TokenConstraint:
     """Compile a grammar here, without the checker."""
-    return TokenConstraint(lark_of(grammar), vocabulary, is_own=grammar.kind == "python")
+    return TokenConstraint(lark_of(grammar), vocabulary, grammar)
 
 
 def allowed_ids(constraint: TokenConstraint) -> np.ndarray:

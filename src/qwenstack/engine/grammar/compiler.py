@@ -23,8 +23,6 @@ from qwenstack.tokenizer import Tokenizer
 
 _ENTRY_BYTES = 64 << 10
 """Charged for each entry beside twice what was measured, which does not see pages that were free before."""
-_OWN_KINDS = frozenset({"python", "json_object"})
-"""Written here, not by callers: nothing to check."""
 _OWN_BYTES = 5 << 20
 """What Python's grammar holds when compiled: 4.3 MB, the mean of 20, 2026-11-25."""
 logger = logging.getLogger(__name__)
@@ -173,14 +171,14 @@ class GrammarCompiler:
         if known is not None:
             return known
         try:
-            is_own = grammar.kind in _OWN_KINDS
-            checked = Usable(lark_of(grammar), _OWN_BYTES) if is_own else checker.check(grammar)
+            # What is written here needs no check.
+            checked = Usable(lark_of(grammar), _OWN_BYTES) if grammar.is_own else checker.check(grammar)
             if isinstance(checked, Unusable):
                 refusal = _refusal(checked.reason)
                 if checked.is_certain:
                     self._cache.put(grammar, refusal, 0)
                 return refusal
-            constraint = TokenConstraint(checked.lark, vocabularies.of(grammar), is_own=is_own)
+            constraint = TokenConstraint(checked.lark, vocabularies.of(grammar), grammar)
             self._cache.put(grammar, constraint, 2 * checked.memory_bytes)
             return constraint.clone()
         except QwenStackError as error:

@@ -10,6 +10,8 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.grammar import Grammar
+from qwenstack.engine.grammar.failure import explain_failure
 from qwenstack.engine.grammar.limits import parser_limits
 
 _SPARSE = 4
@@ -50,10 +52,17 @@ class TokenConstraint:
         RequestError: the grammar cannot be compiled.
     """
 
-    def __init__(self, lark: str, vocabulary: MatcherVocabulary, *, is_own: bool = False) -> None:
-        """Compile; takes up to half a second and releases the GIL meanwhile. Use `clone` for each answer."""
+    def __init__(self, lark: str, vocabulary: MatcherVocabulary, grammar: Grammar) -> None:
+        """Compile; takes up to half a second and releases the GIL meanwhile. Use `clone` for each answer.
+
+        Args:
+            lark: the grammar in the matcher's notation.
+            vocabulary: what texts are made of.
+            grammar: the same as its caller wrote it, for errors.
+        """
         self._vocabulary = vocabulary
-        self._matcher = LLMatcher(vocabulary.tokens, lark, log_level=0, limits=parser_limits(is_own=is_own))
+        self._grammar = grammar
+        self._matcher = LLMatcher(vocabulary.tokens, lark, log_level=0, limits=parser_limits(is_own=grammar.is_own))
         self._words = np.empty(len(vocabulary.usable_words), np.uint32)
         self._ended = False
         self._forced = b""
@@ -158,10 +167,11 @@ class TokenConstraint:
     def _raise_if_failed(self, token_id: int | None = None) -> None:
         if not self._matcher.is_error():
             return
-        message = self._matcher.get_error().strip().split("\n")[0][:300]
+        message = self._matcher.get_error()
         if token_id is not None and "satisfy the grammar" in message:
-            raise EngineError(f"Token {token_id} was chosen, which the grammar's mask does not allow: {message}")
-        raise RequestError(f"The grammar cannot be used: {message}", param="grammar", code="invalid_grammar")
+            first_line = message.strip().split("\n")[0][:300]
+            raise EngineError(f"Token {token_id} was chosen, which the grammar's mask does not allow: {first_line}")
+        raise RequestError(explain_failure(message, self._grammar), param="grammar", code="invalid_grammar")
 
 
 def _masked(logits_V: np.ndarray, words: np.ndarray) -> np.ndarray:
