@@ -36,7 +36,7 @@ CLOSING = frozenset(b"\"')]}\n,>0")
 def vocabulary_of(table: TokenTable, *, with_markers: bool = False) -> MatcherVocabulary:
     """Return a table in the matcher's form."""
     words = table.usable_words_with_markers if with_markers else table.usable_words
-    return MatcherVocabulary(matcher_vocabulary(table), frozenset(table.eos_token_ids), words)
+    return MatcherVocabulary(matcher_vocabulary(table), frozenset(table.eos_token_ids), words, table.fence_ids)
 
 
 BYTES = vocabulary_of(BYTE_TABLE)

@@ -195,7 +195,7 @@ class _Vocabularies:
     def __init__(self, table: TokenTable) -> None:
         tokens = matcher_vocabulary(table)
         eos_token_ids = frozenset(table.eos_token_ids)
-        self._usual = MatcherVocabulary(tokens, eos_token_ids, table.usable_words)
+        self._usual = MatcherVocabulary(tokens, eos_token_ids, table.usable_words, table.fence_ids)
         self._with_markers = MatcherVocabulary(tokens, eos_token_ids, table.usable_words_with_markers)
 
     def of(self, grammar: Grammar) -> MatcherVocabulary:

@@ -31,6 +31,9 @@ class MatcherVocabulary:
     usable_words: np.ndarray
     """`[W]` uint32, bit i of word w for id 32 w + i; read only. End tokens are among them."""
 
+    fence_ids: tuple[int, ...] = ()
+    """The ids that begin a Markdown fence."""
+
     def is_usable(self, token_id: int) -> bool:
         """Whether a grammar may use an id at all."""
         word, bit = divmod(token_id, 32)
@@ -98,6 +101,29 @@ class TokenConstraint:
         is_allowed = self._matcher.validate_tokens([token_id]) == 1
         self._raise_if_failed(token_id)
         return is_allowed
+
+    def count_fence_as_end(self, logits_V: np.ndarray) -> np.ndarray:
+        """Return the logits with an end token as likely as the Markdown fence that closes a whole program.
+
+        Chat models write programs between fences. Forbidden as it is, the closing one would leave them no way to say
+        that they are done, and they go on. Only Python's grammar has such an end. A fence that it allows is none, such
+        as one in a comment.
+
+        Shapes: `logits_V` `[V]` float32, read only.
+
+        Raises:
+            RequestError: the grammar is too complex at this place.
+        """
+        fence_ids = self._vocabulary.fence_ids
+        if self._grammar.kind != "python" or not fence_ids or self._ended or not self._matcher.is_accepting():
+            return logits_V
+        fence_id = max(fence_ids, key=logits_V.item)
+        end_id = max(sorted(self._vocabulary.eos_token_ids), key=logits_V.item)
+        if logits_V[fence_id] <= logits_V[end_id] or self.allows(fence_id):
+            return logits_V
+        counted_V = logits_V.copy()
+        counted_V[end_id] = logits_V[fence_id]
+        return counted_V
 
     def mask_logits(self, logits_V: np.ndarray) -> np.ndarray:
         """Return a copy with minus infinity for each token that may not come next.
