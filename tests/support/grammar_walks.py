@@ -36,7 +36,7 @@ CLOSING = frozenset(b"\"')]}\n,>0")
 def vocabulary_of(table: TokenTable, *, with_markers: bool = False) -> MatcherVocabulary:
     """Return a table in the matcher's form."""
     words = table.usable_words_with_markers if with_markers else table.usable_words
-    return MatcherVocabulary(matcher_vocabulary(table), frozenset(table.eos_token_ids), words)
+    return MatcherVocabulary(matcher_vocabulary(table), frozenset(table.eos_token_ids), words, table.fence_ids)
 
 
 BYTES = vocabulary_of(BYTE_TABLE)
@@ -44,7 +44,7 @@ BYTES = vocabulary_of(BYTE_TABLE)
 
 def constraint_of(grammar: Grammar, vocabulary: MatcherVocabulary = BYTES) -> TokenConstraint:
     """Compile a grammar here, without the checker."""
-    return TokenConstraint(lark_of(grammar), vocabulary, is_own=grammar.kind == "python")
+    return TokenConstraint(lark_of(grammar), vocabulary, grammar)
 
 
 def allowed_ids(constraint: TokenConstraint) -> np.ndarray:

@@ -45,11 +45,13 @@ QWEN2_Q5 = TinyShape(
 )
 
 
-def write_tiny_gguf(path: Path, shape: TinyShape, *, seed: int = 5) -> Path:
-    """Write a random model of this shape."""
+def write_tiny_gguf(path: Path, shape: TinyShape, *, seed: int = 5, chat_template: str | None = None) -> Path:
+    """Write a random model of this shape; without a template of its own it gets the one of its vocabulary."""
     writer = gguf.GGUFWriter(path, shape.arch)
     _write_sizes(writer, shape)
     _write_vocabulary(writer)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
     rng = np.random.default_rng(seed)
     turn = 0
     for name, size in _tensors(shape):

@@ -1,4 +1,4 @@
-"""Where the time of `qwenstack bench engine --profile` goes: phases of a step, and kernels within them.
+"""Where the time of `qwenstack bench engine --profile` goes: the phases of a step, and the kernels within two of them.
 
 Prompts and answers apart, since reading prompts waits for arithmetic and writing answers for memory.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qwenstack.kernels.protocol import Kernels
 
 Section = Literal["prefill", "decode"]
+_MODEL_PHASES: tuple[StepPhase, ...] = ("forward", "logits")
 
 
 class KernelLine(TypedDict):
@@ -38,11 +39,13 @@ class SectionReport(TypedDict):
     seconds: float
     """Of all steps."""
     phase_seconds: Mapping[str, float]
-    """What each phase of a step took; the kernels run in `forward` and `logits`."""
+    """What each phase of a step took; together `seconds`."""
+    model_seconds: float
+    """Of the phases `forward` and `logits`, in which all kernels run."""
     kernels: list[KernelLine]
-    """The slowest first."""
-    outside_kernels_seconds: float
-    """Scheduling, sampling, detokenising and Python between the kernels."""
+    """The slowest first; together with what lies between them `model_seconds`."""
+    between_kernels_seconds: float
+    """Python around the kernels."""
 
 
 @dataclass(slots=True)
@@ -120,39 +123,50 @@ def _report(times: _SectionTimes) -> SectionReport:
         )
         for label, tally in times.kernels.items()
     ]
-    seconds = sum(times.phase_s.values())
+    model_seconds = sum(times.phase_s.get(phase, 0.0) for phase in _MODEL_PHASES)
     in_kernels = sum(tally.seconds for tally in times.kernels.values())
     return SectionReport(
         num_steps=times.num_steps,
-        seconds=round(seconds, 6),
+        seconds=round(sum(times.phase_s.values()), 6),
         phase_seconds={phase: round(value, 6) for phase, value in times.phase_s.items()},
+        model_seconds=round(model_seconds, 6),
         kernels=sorted(lines, key=lambda line: -line["seconds"]),
-        outside_kernels_seconds=round(seconds - in_kernels, 6),
+        between_kernels_seconds=round(model_seconds - in_kernels, 6),
     )
 
 
 def print_profile(report: Mapping[str, object]) -> None:
-    """Print the parts of a report that `--profile` added, as tables."""
+    """Print the parts of a report that `--profile` added, as tables whose shares add up to the whole."""
     for section, times in cast("dict[Section, SectionReport]", report["profile"]).items():
+        whole, num_steps = times["seconds"], times["num_steps"]
         print_table(
-            (section.upper(), "CALLS", "MS/STEP", "SHARE", "MB/STEP", "GB/S"),
+            (f"{section.upper()}: PHASES OF A STEP", "MS/STEP", "SHARE"),
             [
-                *(_kernel_row(line, times) for line in times["kernels"]),
-                _row("outside kernels", times["outside_kernels_seconds"], times),
-                *(_row(f"phase {phase}", seconds, times) for phase, seconds in times["phase_seconds"].items()),
+                (phase, *_time(seconds, whole, num_steps))
+                for phase, seconds in (*times["phase_seconds"].items(), ("all", whole))
+            ],
+        )
+        whole = times["model_seconds"]
+        print_table(
+            (f"{section.upper()}: KERNELS OF FORWARD AND LOGITS", "CALLS", "MS/STEP", "SHARE", "MB/STEP", "GB/S"),
+            [
+                *(_kernel_row(line, whole, num_steps) for line in times["kernels"]),
+                *(
+                    (name, "", *_time(seconds, whole, num_steps), "", "")
+                    for name, seconds in (("between kernels", times["between_kernels_seconds"]), ("all", whole))
+                ),
             ],
         )
     print_table(("", ""), [("memory reads", f"{report['memory_bandwidth_gb_per_second']} GB/s")])
 
 
-def _kernel_row(line: KernelLine, times: SectionReport) -> tuple[str, ...]:
-    name, _, ms, share, *_ = _row(line["operation"], line["seconds"], times)
-    if not line["bytes_read"]:
-        return name, str(line["num_calls"]), ms, share, "", ""
-    megabytes = f"{line['bytes_read'] / times['num_steps'] / 1e6:.1f}"
-    return name, str(line["num_calls"]), ms, share, megabytes, f"{line['gb_per_second']:.1f}"
+def _kernel_row(line: KernelLine, whole: float, num_steps: int) -> tuple[str, ...]:
+    rates = ("", "")
+    if line["bytes_read"]:
+        rates = f"{line['bytes_read'] / max(num_steps, 1) / 1e6:.1f}", f"{line['gb_per_second']:.1f}"
+    return line["operation"], str(line["num_calls"]), *_time(line["seconds"], whole, num_steps), *rates
 
 
-def _row(name: str, seconds: float, times: SectionReport) -> tuple[str, ...]:
-    share = seconds / times["seconds"] if times["seconds"] else 0.0
-    return name, "", f"{seconds / max(times['num_steps'], 1) * 1e3:.3f}", f"{share:.1%}", "", ""
+def _time(seconds: float, whole: float, num_steps: int) -> tuple[str, str]:
+    """Return the milliseconds of a step, and the share of the whole."""
+    return f"{seconds / max(num_steps, 1) * 1e3:.3f}", f"{seconds / whole if whole else 0.0:.1%}"

@@ -32,20 +32,26 @@ def replay(
     as_json: AsJson = False,
     assignments: Assignments = (),
 ) -> None:
-    """Run the requests of a journal again, step for step, and compare every answer with the one it had."""
-    reports = list(_replay_file(journal, model, assignments))
+    """Run the requests of a journal again, step for step, and compare every answer with the one it had.
+
+    Speculation and the prefix cache on disk stay off: answers are the same, bit for bit, without them.
+    """
+    replayed = list(_replay_file(journal, model, assignments))
     if as_json:
-        print_json([_as_json(report) for report in reports])
+        print_json([_as_json(session, report) for session, report in replayed])
     else:
-        _print_reports(reports)
-    differences = [difference for report in reports for difference in report.differences]
+        for number, (session, report) in enumerate(replayed, start=1):
+            _print_report(number, session, report)
+    differences = [difference for _, report in replayed for difference in report.differences]
     if differences:
         more = f" {len(differences) - 1} more differ." if len(differences) > 1 else ""
         raise EngineError(f"{differences[0]}{more}")
 
 
-def _replay_file(journal: Path, model: str | None, assignments: tuple[str, ...]) -> Iterator[SessionReport]:
-    """Yield a report for each session; sessions of the same configuration share one loaded model."""
+def _replay_file(
+    journal: Path, model: str | None, assignments: tuple[str, ...]
+) -> Iterator[tuple[Session, SessionReport]]:
+    """Yield each session with its report; sessions of the same configuration share one loaded model."""
     from qwenstack.engine.journal import read_journal
     from qwenstack.engine.replay import replay_session, split_sessions
 
@@ -55,7 +61,7 @@ def _replay_file(journal: Path, model: str | None, assignments: tuple[str, ...])
         if loaded is None or last is None or session.config != last.config:
             loaded = _load(session, model, assignments)
         last = session
-        yield replay_session(loaded, session, records)
+        yield session, replay_session(loaded, session, records)
 
 
 def _load(session: Session, model: str | None, assignments: tuple[str, ...]) -> LoadedModel:
@@ -80,7 +86,7 @@ def _load(session: Session, model: str | None, assignments: tuple[str, ...]) -> 
     )
 
 
-def _as_json(report: SessionReport) -> dict[str, object]:
+def _as_json(session: Session, report: SessionReport) -> dict[str, object]:
     counts = {
         field.name: getattr(report, field.name) for field in dataclasses.fields(report) if field.name != "differences"
     }
@@ -88,27 +94,20 @@ def _as_json(report: SessionReport) -> dict[str, object]:
         {"request_id": difference.request_id, "index": difference.index, "difference": str(difference)}
         for difference in report.differences
     ]
-    return {**counts, "differences": differences}
+    return {"started": session.started, "model_name": session.model_name, **counts, "differences": differences}
 
 
-def _print_reports(reports: list[SessionReport]) -> None:
-    print_table(
-        ("SESSION", "STEPS", "REQUESTS", "EQUAL ANSWERS", "DIFFERENT", "GIVEN UP", "LOST"),
-        [
-            tuple(
-                map(
-                    str,
-                    (
-                        number,
-                        report.num_steps,
-                        report.num_requests,
-                        report.num_equal,
-                        len(report.differences),
-                        report.num_aborted,
-                        report.num_lost,
-                    ),
-                )
-            )
-            for number, report in enumerate(reports, start=1)
-        ],
-    )
+def _print_report(number: int, session: Session, report: SessionReport) -> None:
+    """Print what was compared, and what was not where there is any."""
+    compared = [
+        (report.num_requests, f"requests run again, in {report.num_steps} steps"),
+        (report.num_equal, "answers equal: the same tokens and the same end as then"),
+        (len(report.differences), "answers different"),
+    ]
+    not_compared = [
+        (report.num_aborted, "requests given up, as they were then: an answer that was cut off is not compared"),
+        (report.num_lost, "requests without an end in the journal: there is nothing to compare with"),
+        (report.num_left_out, "answers left out: their requests are not in this file"),
+    ]
+    rows = [*compared, *((count, text) for count, text in not_compared if count)]
+    print_table(("SESSION", f"{number}, begun {session.started}"), [(str(count), text) for count, text in rows])

@@ -28,6 +28,11 @@ class Grammar:
     required_tool: str | None = None
     """With `tools`: `"*"` demands a call, a name a call of that function; None leaves the choice to the model."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is written in this package, so that there is nothing to check."""
+        return self.kind in {"python", "json_object"}
+
     def __post_init__(self) -> None:
         """Refuse what no grammar compiler should see."""
         if self.kind not in get_args(GrammarKind):

@@ -40,9 +40,11 @@ def parse_messages(turns: Sequence[Message | Mapping[str, object]]) -> list[Mess
     """Turn a conversation in OpenAI's shape into messages; those that already are stay as they are.
 
     Raises:
-        RequestError: there is no turn, or one has an unknown role or a field of the wrong type; `param` names it.
+        RequestError: there is no turn, or one has an unknown role no content or a field of the wrong type; `param`
+            names it.
     """
-    if isinstance(turns, str):  # a sequence too, of characters
+    given = cast("object", turns)  # callers need not be typed, and a text is a sequence too, of characters
+    if isinstance(given, str) or not isinstance(given, Sequence):
         raise _wrong("messages", turns, "a list of messages, each with a role and content")
     if not turns:
         raise RequestError(
@@ -53,16 +55,28 @@ def parse_messages(turns: Sequence[Message | Mapping[str, object]]) -> list[Mess
     ]
 
 
-def _parse_message(turn: Mapping[str, object], where: str) -> Message:
+def content_is_missing(where: str, role: str) -> RequestError:
+    """Return what to raise for a message that only the assistant, who may just call tools, can send without content."""
+    param = f"{where}.content"
+    return RequestError(f"`{param}` is missing; a {role} message needs text.", param=param, code="invalid_value")
+
+
+def _parse_message(given: object, where: str) -> Message:
+    if not isinstance(given, Mapping):
+        raise _wrong(where, given, "an object with a role and content")
+    turn = cast("Mapping[str, object]", given)
     role = turn.get("role")
     if role not in ROLES:
         raise _wrong(f"{where}.role", role, f"one of {', '.join(ROLES)}")
     calls = turn.get("tool_calls") or ()
     if not isinstance(calls, Sequence):
         raise _wrong(f"{where}.tool_calls", calls, "a list")
+    content = _text(turn.get("content"), f"{where}.content")
+    if content is None and role != "assistant":
+        raise content_is_missing(where, role)
     return Message(
         role=role,
-        content=_text(turn.get("content"), f"{where}.content") or "",
+        content=content or "",
         reasoning_content=_text(turn.get("reasoning_content"), f"{where}.reasoning_content"),
         tool_calls=tuple(
             _parse_tool_call(call, f"{where}.tool_calls[{at}]")

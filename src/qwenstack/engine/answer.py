@@ -210,6 +210,16 @@ class AnswerStream:
         )
 
 
+def tools_not_supported() -> RequestError:
+    """Return what to raise for tools that a model's chat template cannot show, or whose calls cannot be read."""
+    return RequestError(
+        "This model's chat template has no format for tool calls that is read here. Leave `tools` out, or use a model "
+        "that was trained on them, such as Qwen2.5 or Qwen3.",
+        param="tools",
+        code="tools_not_supported",
+    )
+
+
 def _reads_structure(params: SamplingParams) -> bool:
     """Whether anything asks where thinking is: the format, the budget, or a grammar, which holds only outside."""
     return params.output_format != "text" or params.thinking_budget is not None or params.grammar is not None
@@ -221,17 +231,18 @@ class _Structure:
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
         markers = tokenizer.chat_markers
         if params.output_format == "chat" and markers.tool_format is None:
-            raise RequestError(
-                "This model's chat template has no format for tool calls that is read here. Leave `tools` out, or "
-                "serve a model that was trained on them, such as Qwen2.5 or Qwen3.",
-                param="tools",
-                code="tools_not_supported",
-            )
+            raise tools_not_supported()
         marks = markers.thinking
-        if params.output_format != "chat":
+        reads_calls = params.output_format == "chat"
+        if not reads_calls:
             markers = ChatMarkers(thinking=marks)
         phase = phase_after_prompt(tokenizer, prompt_token_ids, marks)
-        self.parser = OutputParser(markers, phase=phase, parameter_types=_parameter_types(params, markers))
+        self.parser = OutputParser(
+            markers,
+            phase=phase,
+            parameter_types=_parameter_types(params, markers),
+            is_calls_only=reads_calls and params.grammar is not None and params.grammar.required_tool is not None,
+        )
         self.budget = ThinkingBudget(
             params.thinking_budget,
             lambda sentence: () if marks is None else closing_token_ids(tokenizer, marks, sentence=sentence),

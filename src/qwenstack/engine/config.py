@@ -39,7 +39,7 @@ class AdapterSource:
         if not is_pair or not path:
             raise ConfigError(f"The adapter {text!r} has no name; write NAME=FOLDER, such as legal=./adapters/legal.")
         check_adapter_name(name)
-        return cls(name=name, path=Path(path))
+        return cls(name=name, path=Path(path).expanduser())  # shells leave the `~` of NAME=~/FOLDER as it is
 
 
 def check_adapter_name(name: str) -> None:

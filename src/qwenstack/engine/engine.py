@@ -613,7 +613,7 @@ def _choose(sequence: Sequence, logits_V: np.ndarray) -> Release:
         token_id = forced_ids[0]
     else:
         token_id = choose_token(
-            logits_V,
+            logits_V if say is None else say.count_fence_as_end(logits_V),
             params,
             sequence.history,
             forbidden_ids=() if say is not None and say.must_end else answer.forbidden_ids,

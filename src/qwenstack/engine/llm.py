@@ -7,10 +7,11 @@ print(llm.generate("def fib(n):", SamplingParams(temperature=0, max_tokens=64))[
 from __future__ import annotations
 
 import itertools
+import operator
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self, TypedDict, Unpack, cast
+from typing import Literal, Self, SupportsIndex, TypedDict, Unpack, cast
 
 from qwenstack.core.errors import ConfigError, EngineError, RequestError
 from qwenstack.core.messages import Message, parse_messages
@@ -18,6 +19,7 @@ from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput,
 from qwenstack.core.protocols import EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.engine.answer import tools_not_supported
 from qwenstack.engine.building import build_engine
 from qwenstack.engine.config import EngineConfig, IsaName, KVCacheDtype
 from qwenstack.engine.loading import default_sampling
@@ -138,13 +140,13 @@ class LLM:
         """Complete one prompt or many at once; results are in the order of the prompts.
 
         Raises:
-            RequestError: a prompt is empty, too long or cannot be encoded; nothing has run then.
+            RequestError: a prompt is no prompt, empty, too long or cannot be encoded; nothing has run then.
             EngineError: the computation failed.
         """
         listed = _as_list(prompts)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         encode = self.get_tokenizer().encode
-        ids = [encode(prompt) if isinstance(prompt, str) else list(prompt["prompt_token_ids"]) for prompt in listed]
+        ids = [encode(prompt) if isinstance(prompt, str) else _token_ids(prompt) for prompt in listed]
         return self._run(texts, ids, sampling_params, options)
 
     def chat(
@@ -159,14 +161,11 @@ class LLM:
         """Answer one conversation or many at once.
 
         Raises:
-            RequestError: as for `generate`, or the chat template refuses the conversation.
+            RequestError: as for `generate`, or the chat template refuses the conversation or has no place for tools.
             EngineError: the computation failed.
         """
         conversations = cast("Sequence[Conversation]", messages if _is_nested(messages) else [messages])
-        ids = [
-            self.get_tokenizer().encode_chat(parse_messages(turns), tools=tools, enable_thinking=enable_thinking)
-            for turns in conversations
-        ]
+        ids = [self._encode_chat(turns, tools, enable_thinking) for turns in conversations]
         return self._run([None] * len(ids), ids, sampling_params, options)
 
     def stream_chat(
@@ -186,7 +185,7 @@ class LLM:
             RequestError: as for `chat`.
             EngineError: the computation failed.
         """
-        ids = self.get_tokenizer().encode_chat(parse_messages(messages), tools=tools, enable_thinking=enable_thinking)
+        ids = self._encode_chat(messages, tools, enable_thinking)
         self._refuse_second_answer()
         params = sampling_params or SamplingParams()
         request_id = self._submit(ids, params, options)
@@ -199,6 +198,14 @@ class LLM:
                     yield delta
         finally:
             self._engine.abort(request_id)
+
+    def _encode_chat(
+        self, messages: Conversation, tools: Sequence[Mapping[str, object]] | None, enable_thinking: bool | None
+    ) -> list[int]:
+        tokenizer = self.get_tokenizer()
+        if tools and not tokenizer.shows_tools:
+            raise tools_not_supported()
+        return tokenizer.encode_chat(parse_messages(messages), tools=tools, enable_thinking=enable_thinking)
 
     def _run(
         self,
@@ -247,14 +254,34 @@ class LLM:
         return request_id
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    return list(prompts)
+def _as_list(prompts: object) -> list[object]:
+    """Return one prompt or many as a list; callers need not be typed."""
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+        return [cast("object", prompts)]
+    return list(cast("Iterable[object]", prompts))
 
 
-def _is_nested(messages: Conversation | Sequence[Conversation]) -> bool:
-    return bool(messages) and not isinstance(messages[0], Message | Mapping)
+def _token_ids(prompt: object) -> list[int]:
+    given = cast("Mapping[str, object]", prompt).get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        text = f"A prompt is {prompt!r:.100}; it must be text, or token ids as `{{'prompt_token_ids': [1, 2, 3]}}`."
+        raise RequestError(text, param="prompt", code="invalid_value")
+    return [_token_id(each) for each in cast("Iterable[object]", given)]
+
+
+def _token_id(given: object) -> int:
+    try:
+        return operator.index(cast("SupportsIndex", given))
+    except TypeError:
+        text = f"`prompt_token_ids` has {given!r:.100}; each must be the id of a token, a whole number."
+        raise RequestError(text, param="prompt", code="invalid_value") from None
+
+
+def _is_nested(messages: object) -> bool:
+    """Whether these are several conversations; what is no list at all is for the reader of one to refuse."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
+        return False
+    return isinstance(messages[0], Sequence)
 
 
 def _one_each(

@@ -3,7 +3,8 @@
     undecided ──▶ thinking ──▶ answer ◀──▶ call_head ──▶ call's arguments ──▶ call_tail
 
 Where the text was cut into pieces makes no difference: a decision waits until the text it depends on is there, and what
-waits is never more than a mark, the head of a call, or one argument. Nothing is an error, and nothing is lost:
+waits is never more than a mark, the head of a call, or one argument. Nothing is an error, and nothing is lost but the
+head of a call that the text's end cuts off: too little for a call, and no text that anyone should read.
 
 - A mark that opens no call (`<tool_call>` before anything but the head of a call) is text of the answer.
 - From its head on, a call is a call. Hermes: its arguments are the model's own words up to the end of the JSON object,
@@ -61,16 +62,25 @@ class Piece:
 class OutputParser:
     """One answer's text."""
 
-    def __init__(self, markers: ChatMarkers, *, phase: Phase, parameter_types: ParameterTypes | None = None) -> None:
+    def __init__(
+        self,
+        markers: ChatMarkers,
+        *,
+        phase: Phase,
+        parameter_types: ParameterTypes | None = None,
+        is_calls_only: bool = False,
+    ) -> None:
         """Begin an answer.
 
         Args:
             markers: the model's marks; without marks of tool calls, calls are text.
             phase: where the prompt left off.
             parameter_types: what is known of the tools' parameters; only Qwen's XML asks.
+            is_calls_only: a grammar leaves no text but thinking and calls; half a mark at the end is one, too.
         """
         self._markers = markers
         self._parameter_types = parameter_types or ParameterTypes({})
+        self._is_calls_only = is_calls_only
         self._buffer = ""
         self._position = 0
         self._pieces: list[Piece] = []
@@ -116,7 +126,7 @@ class OutputParser:
             self._tell_call(rest)
         elif self._state == self._value_text:
             self._tell_call(self._unfinished_value(rest))
-        elif self._state in (self._undecided, self._answer, self._call_head):
+        elif self._state in (self._undecided, self._answer) and not self._is_calls_only:
             self._tell("answer", rest)
         return self._hand_over()
 

@@ -33,6 +33,10 @@ class SayOfGrammar:
         """Whether nothing but an end token may come."""
         return self.constraint.must_end
 
+    def count_fence_as_end(self, logits_V: np.ndarray) -> np.ndarray:
+        """See `TokenConstraint.count_fence_as_end`."""
+        return self.constraint.count_fence_as_end(logits_V)
+
     def allows(self, token_id: int) -> bool:
         """Whether this token may come."""
         return token_id in self.ids_beside or self.constraint.allows(token_id)

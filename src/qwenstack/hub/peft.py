@@ -28,6 +28,7 @@ from qwenstack.hub.strict_json import JsonObject, as_object, parse_json_object
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_WEIGHTS = "adapter_model.bin"
+_WHAT_TO_GIVE = f"Give the folder that PEFT's 'save_pretrained' wrote, with {CONFIG_FILE!r} and {WEIGHTS_FILE!r} in it"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 2 << 30
 """All linear layers of an 8B model at rank 256 in bfloat16 are 1.4 GB; ranks in use are 8 to 64."""
@@ -115,12 +116,12 @@ def read_adapter(folder: Path) -> PeftAdapter:
 
 
 def _fail(folder: Path, what: str) -> NoReturn:
-    raise ModelFormatError(f"The adapter {str(folder)!r} cannot be used: {what}.")
+    raise ModelFormatError(f"The adapter {str(folder.absolute())!r} cannot be used: {what}.")
 
 
 def _read(folder: Path, name: str, limit_bytes: int) -> bytes:
     if not folder.is_dir():
-        _fail(folder, f"it is no folder; give the one that holds {CONFIG_FILE!r} and {WEIGHTS_FILE!r}")
+        _fail(folder, f"{'it is a file' if folder.exists() else 'there is no such folder'}. {_WHAT_TO_GIVE}")
     path = file_in_folder(folder, name)
     if path is not None:
         return read_file(path, limit_bytes)
@@ -130,7 +131,7 @@ def _read(folder: Path, name: str, limit_bytes: int) -> bytes:
             f"{PICKLED_WEIGHTS!r} is a pickle, and opening a pickle can run code. Convert it with 'peft': "
             "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)",
         )
-    _fail(folder, f"it has no {name!r}; give the folder that 'save_pretrained' of PEFT wrote")
+    _fail(folder, f"it has no {name!r}. {_WHAT_TO_GIVE}")
 
 
 def _refuse_what_is_not_computed(config: JsonObject, folder: Path) -> None:

@@ -54,6 +54,8 @@ class ChatTemplate:
             _check_nesting(environment, source)
             tree = environment.parse(source)
             _check_tree(tree)
+            self.names = frozenset(name.name for name in tree.find_all(nodes.Name))
+            """Variables that it reads or sets."""
             tree = Meter().visit(tree)
             tree.set_environment(environment)
             code = environment.compile(tree, "<chat template>")

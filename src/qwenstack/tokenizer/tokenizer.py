@@ -65,6 +65,15 @@ class Tokenizer:
         """How this model marks thinking and tool calls."""
         return read_chat_markers(self._parts.chat_template)
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the model's template writes tools into a prompt.
+
+        Raises:
+            RequestError: the model has no template.
+        """
+        return "tools" in self._chat_template.names
+
     def encode(self, text: str, *, parse_special: bool = False, param: str = "prompt") -> list[int]:
         """Turn text into ids.
 

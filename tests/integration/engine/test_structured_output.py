@@ -68,8 +68,8 @@ def test_every_finished_program_parses(llm: LLM):
         warnings.simplefilter("ignore")
         for _, text in finished:
             ast.parse(text)
-    # This model would close a Markdown fence rather than end: 47 of 100 end within 400 tokens, the others go on.
-    assert len(finished) >= 0.4 * len(prompts)
+    # Of the first 40 programs 25 end within 400 tokens; most others begin with prose that the grammar bends.
+    assert len(finished) >= 0.5 * len(prompts)
 
 
 def test_every_finished_object_validates(llm: LLM):

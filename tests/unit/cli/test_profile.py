@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,9 +62,13 @@ def test_kernels_are_counted_in_the_section_that_they_ran_in() -> None:
 
     def run(num_calls: int) -> None:
         profiler.enter("logits")
+        clock.now += 0.5
+        profiler.enter("choose")
+        clock.now += 8.0
+        profiler.enter("logits")
         for _ in range(num_calls):
             kernels.linear(np.ones((1, 32), np.float32), packed, np.empty((1, 8), np.float32))
-        clock.now += 1.0
+        clock.now += 0.5
         profiler.leave()
 
     run(7)  # before any section
@@ -78,7 +83,7 @@ def test_kernels_are_counted_in_the_section_that_they_ran_in() -> None:
     (line,) = report["prefill"]["kernels"]
     assert line["operation"] == "linear head"
     assert (line["num_calls"], line["seconds"], line["bytes_read"]) == (4, 1.0, 4 * packed.num_bytes)
-    assert report["prefill"]["outside_kernels_seconds"] == 2.0
+    assert (report["prefill"]["model_seconds"], report["prefill"]["between_kernels_seconds"]) == (3.0, 2.0)
     assert report["decode"]["kernels"][0]["num_calls"] == 2
 
 
@@ -92,9 +97,39 @@ def test_a_measured_engine_reports_its_steps_apart_and_the_report_is_json(capsys
     assert report["decode"]["seconds"] <= run.decode_s
     assert set(report["decode"]["phase_seconds"]) == {"plan", "apply", "build_batch", "forward", "logits", "choose"}
     print_profile({"profile": profiler.report(), "memory_bandwidth_gb_per_second": 12.5})
-    printed = capsys.readouterr().out
-    assert "phase forward" in printed
-    assert "12.5 GB/s" in printed
+    assert "12.5 GB/s" in capsys.readouterr().out
+
+
+def test_the_shares_of_each_table_add_up_to_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    def kernel(operation: str, seconds: float) -> dict[str, object]:
+        return {"operation": operation, "num_calls": 8, "seconds": seconds, "bytes_read": 0, "gb_per_second": 0.0}
+
+    decode = {
+        "num_steps": 2,
+        "seconds": 8.0,
+        "phase_seconds": {"plan": 2.0, "forward": 3.0, "logits": 1.0, "choose": 2.0},
+        "model_seconds": 4.0,
+        "kernels": [kernel("attention", 2.0), kernel("linear head", 1.0)],
+        "between_kernels_seconds": 1.0,
+    }
+    print_profile({"profile": {"decode": decode}, "memory_bandwidth_gb_per_second": 12.5})
+    tables = re.split(r"^(?=DECODE|memory)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    phases, kernels, _ = ([re.split(r"\s{2,}", line.strip()) for line in table.splitlines()] for table in tables)
+    assert phases == [
+        ["DECODE: PHASES OF A STEP", "MS/STEP", "SHARE"],
+        ["plan", "1000.000", "25.0%"],
+        ["forward", "1500.000", "37.5%"],
+        ["logits", "500.000", "12.5%"],
+        ["choose", "1000.000", "25.0%"],
+        ["all", "4000.000", "100.0%"],
+    ]
+    assert kernels[:5] == [
+        ["DECODE: KERNELS OF FORWARD AND LOGITS", "CALLS", "MS/STEP", "SHARE", "MB/STEP", "GB/S"],
+        ["attention", "8", "1000.000", "50.0%"],
+        ["linear head", "8", "500.000", "25.0%"],
+        ["between kernels", "500.000", "25.0%"],
+        ["all", "2000.000", "100.0%"],
+    ]
 
 
 def test_the_memory_is_read_at_a_speed_that_memory_has() -> None:

@@ -17,6 +17,8 @@ from qwenstack.engine import loading
 from qwenstack.engine.engine import Engine
 from qwenstack.engine.journal import RequestJournal, Session, model_fingerprint
 
+STARTED = "2026-11-25T12:00:00+00:00"
+
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -31,7 +33,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         config=toy_model().config,
         kernels="none",
         versions={},
-        started="2026-11-25T12:00:00+00:00",
+        started=STARTED,
     )
     path = tmp_path / "journal"
     for _ in range(2):
@@ -49,8 +51,41 @@ def test_equal_answers_are_counted_by_session(journal: Path, capsys: pytest.Capt
     assert [(report["num_requests"], report["num_equal"], report["differences"]) for report in reports] == [
         (3, 3, [])
     ] * 2
+    assert [(report["started"], report["model_name"]) for report in reports] == [(STARTED, "toy")] * 2
     assert main(["replay", str(journal)]) == 0
-    assert "EQUAL ANSWERS" in capsys.readouterr().out
+    lines = [line.rstrip().split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    words = [
+        ["SESSION", f"1, begun {STARTED}"],
+        ["3", "requests run again, in 9 steps"],
+        ["3", "answers equal: the same tokens and the same end as then"],
+        ["0", "answers different"],
+    ]
+    assert lines == [*words, ["SESSION", f"2, begun {STARTED}"], *words[1:]]
+
+
+def test_what_could_not_be_compared_is_counted_with_the_reason(
+    journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One request is given up, one has no end, and one answer belongs to a request of the file before."""
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    records = records[: next(at for at, record in enumerate(records[1:], 1) if record["type"] == "session")]
+    ends = [record for record in records if record["type"] == "finished"]
+    kept = [record for record in records if record not in ends[:2]]
+    aborted = {"type": "aborted", "step": 4, "request_id": ends[0]["request_id"]}
+    stranger = {**ends[2], "request_id": "earlier"}
+    journal.write_text(
+        "".join(
+            json.dumps(record, separators=(",", ":")) + "\n" for record in [*kept[:-1], aborted, kept[-1], stranger]
+        )
+    )
+    assert main(["replay", str(journal)]) == 0
+    lines = [line.rstrip().split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [count for count, _ in lines] == ["SESSION", "3", "1", "0", "1", "1", "1"]
+    assert [text for _, text in lines[4:]] == [
+        "requests given up, as they were then: an answer that was cut off is not compared",
+        "requests without an end in the journal: there is nothing to compare with",
+        "answers left out: their requests are not in this file",
+    ]
 
 
 def test_the_first_difference_is_named(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:

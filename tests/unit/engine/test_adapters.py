@@ -143,6 +143,7 @@ def test_adapter_settings_are_read_as_names_and_folders():
         AdapterSource(name="a", path=Path("x/y")),
         AdapterSource(name="b", path=Path("z=1")),
     )
+    assert AdapterSource.parse("a=~/x").path == Path.home() / "x"
     for wrong in (("a=x", "a=y"), ("a=x", "b=y", "c=z")):
         with pytest.raises(ConfigError, match="`max_adapters`"):
             EngineConfig(model_path=Path("m"), model_name="m", adapters=wrong, max_adapters=2)

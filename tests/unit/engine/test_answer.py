@@ -195,6 +195,24 @@ def test_a_grammar_waits_until_thinking_is_over() -> None:
     assert stream(SamplingParams(grammar=Grammar(kind="json_object")), prompt="<think>\n").is_thinking
 
 
+@pytest.mark.parametrize("required_tool", [None, "*", "f"])
+@pytest.mark.parametrize("has_marks", [True, False])
+def test_a_call_that_the_limit_cuts_before_its_arguments_leaves_no_text(
+    required_tool: str | None, has_marks: bool
+) -> None:
+    tokenizer = ByteTokenizer(has_marks=has_marks)
+    ids = tokenizer.encode(CALL_TEXT, parse_special=True)
+    params = SamplingParams(
+        output_format="chat", grammar=Grammar(kind="tools", source="[]", required_tool=required_tool)
+    )
+    for max_tokens in range(1, len(ids)):
+        output = feed(stream(params, tokenizer, max_tokens=max_tokens), ids)
+        is_whole_mark = "<tool_call>" in tokenizer.decode(ids[:max_tokens])
+        assert output.text == ("" if is_whole_mark or required_tool else CALL_TEXT[:max_tokens])
+        assert (output.finish_reason, output.token_ids) == ("length", ids[:max_tokens])
+        assert len(output.logprobs or ()) == max_tokens
+
+
 PARTS = [
     *(
         "<think>",

@@ -25,6 +25,9 @@ MAX_EXAMPLES = int(os.environ.get("QWENSTACK_PARSER_CASES", "200"))
 """`make test-long` sets 20,000."""
 
 
+CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+
+
 @dataclass
 class Parsed:
     thinking: str = ""
@@ -32,9 +35,11 @@ class Parsed:
     calls: list[tuple[str, str]] = field(default_factory=list)
 
 
-def parse(pieces: list[str], markers: ChatMarkers, phase: Phase = "undecided") -> Parsed:
+def parse(
+    pieces: list[str], markers: ChatMarkers, phase: Phase = "undecided", *, is_calls_only: bool = False
+) -> Parsed:
     """Push the pieces, and check on the way what always holds."""
-    parser = OutputParser(markers, phase=phase, parameter_types=TYPES)
+    parser = OutputParser(markers, phase=phase, parameter_types=TYPES, is_calls_only=is_calls_only)
     parsed = Parsed()
     num_pushed = 0
     for piece in [*pieces, None]:
@@ -69,6 +74,7 @@ _HERMES_HEAD = re.compile(
 _XML_HEAD = re.compile(rf"<tool_call>{_BLANK}<function=([^<>\n]*)>")
 _PARAMETER = re.compile(rf"{_BLANK}<parameter=([^<>\n]*)>(.*?)</parameter>", re.DOTALL)
 _OPEN_PARAMETER = re.compile(rf"{_BLANK}<parameter=([^<>\n]*)>(.*)\Z", re.DOTALL)
+_SMALLEST_HEADS = {"hermes": '{"name":"f","arguments":{', "qwen_xml": "<function=f>"}
 
 
 def read_whole(text: str, markers: ChatMarkers, phase: Phase = "undecided") -> Parsed:
@@ -86,7 +92,8 @@ def read_whole(text: str, markers: ChatMarkers, phase: Phase = "undecided") -> P
 def read_answer(text: str, markers: ChatMarkers, parsed: Parsed, begins_after_mark: bool) -> None:
     head = _HERMES_HEAD if markers.tool_format == "hermes" else _XML_HEAD
     found = next((m for m in head.finditer(text) if name_of(m, markers)), None) if markers.tool_call else None
-    content = text if found is None else text[: found.start()].rstrip("\n")
+    end = unfinished_call(text, markers) if found is None else found.start()
+    content = text if end is None else text[:end].rstrip("\n")
     parsed.answer += content.lstrip("\n") if begins_after_mark else content
     if found is None:
         return
@@ -99,6 +106,20 @@ def read_answer(text: str, markers: ChatMarkers, parsed: Parsed, begins_after_ma
     if "</tool_call>".startswith(rest):
         return
     read_answer(rest.removeprefix("</tool_call>"), markers, parsed, True)
+
+
+def unfinished_call(text: str, markers: ChatMarkers) -> int | None:
+    """Return where the first mark stands that some further text would make the opening of a call."""
+    if markers.tool_format is None:
+        return None
+    head = _HERMES_HEAD if markers.tool_format == "hermes" else _XML_HEAD
+    smallest = _SMALLEST_HEADS[markers.tool_format]
+    for mark in re.finditer("<tool_call>", text):
+        for at in range(len(smallest)):
+            found = head.match(text + smallest[at:], mark.start())
+            if found and (found.end(1) > len(text) or name_of(found, markers)):
+                return mark.start()
+    return None
 
 
 def name_of(found: re.Match[str], markers: ChatMarkers) -> str:
@@ -303,9 +324,6 @@ def test_a_prompt_that_opened_thinking_needs_no_opening_mark() -> None:
     assert parse(list("<think>no</think>"), HERMES, "answer") == Parsed("", "<think>no</think>")
 
 
-CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
-
-
 @pytest.mark.parametrize(
     ("text", "answer", "calls"),
     [
@@ -335,8 +353,6 @@ def test_hermes_calls_are_read_also_where_their_end_is_careless(
 @pytest.mark.parametrize(
     "text",
     [
-        "<tool_call>",
-        "a\n\n<tool_call>\n",
         "<tool_call>maybe</tool_call>",
         '<tool_call>{"name": "f"}</tool_call>',
         '<tool_call>{"name": "", "arguments": {}}</tool_call>',
@@ -353,6 +369,34 @@ def test_hermes_calls_are_read_also_where_their_end_is_careless(
 def test_what_is_no_call_is_text(text: str) -> None:
     for pieces in ([text], list(text)):
         assert parse(pieces, HERMES) == Parsed("", text)
+
+
+@pytest.mark.parametrize(
+    ("markers", "opening"),
+    [
+        (HERMES, "<tool_call>"),
+        (HERMES, "<tool_call>\n"),
+        (HERMES, '<tool_call>\n{"na'),
+        (HERMES, '<tool_call>\n{"name": "get_wea'),
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": '),
+        (XML, "<tool_call>\n<func"),
+        (XML, "<tool_call>\n<function=get_wea"),
+    ],
+)
+def test_the_opening_of_a_call_that_the_end_cuts_off_is_no_text(markers: ChatMarkers, opening: str) -> None:
+    for text, answer in ((opening, ""), (f"a < b\n\n{opening}", "a < b")):
+        for pieces in ([text], list(text)):
+            assert parse(pieces, markers) == Parsed("", answer)
+    after_a_call = f"{CALL}\n{opening}" if markers is HERMES else f"{xml_call('')}\n{opening}"
+    assert parse([after_a_call], markers).answer == ""
+
+
+@pytest.mark.parametrize("text", ["", "<", "<tool_", f"{CALL}\n", f"{CALL}\n<tool"])
+def test_an_answer_of_calls_alone_has_no_text(text: str) -> None:
+    calls = parse([text], HERMES).calls
+    for pieces in ([text], list(text)):
+        assert parse(pieces, HERMES, is_calls_only=True) == Parsed("", "", calls)
+    assert parse(list("<think>hm</think>\n<to"), HERMES, is_calls_only=True) == Parsed("hm", "")
 
 
 def test_text_is_not_kept_waiting_for_a_call_that_cannot_come() -> None:

@@ -90,8 +90,27 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path: Path):
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(ModelFormatError, match=r"pickle.*save_pretrained"):
         read_adapter(tmp_path)
-    with pytest.raises(ModelFormatError, match="it is no folder"):
-        read_adapter(tmp_path / "adapter_config.json")
+
+
+def test_a_path_that_is_no_adapter_is_told_whole_with_what_belongs_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_peft(tmp_path / "half", factors(Q, 6, 5))
+    (tmp_path / "half" / "adapter_model.safetensors").unlink()
+    (tmp_path / "empty").mkdir()
+    for path, reason in (
+        ("missing", "there is no such folder"),
+        ("half/adapter_config.json", "it is a file"),
+        ("empty", "it has no 'adapter_config.json'"),
+        ("half", "it has no 'adapter_model.safetensors'"),
+    ):
+        with pytest.raises(ModelFormatError) as refusal:
+            read_adapter(Path(path))
+        assert str(refusal.value) == (
+            f"The adapter '{tmp_path / path}' cannot be used: {reason}. Give the folder that PEFT's "
+            "'save_pretrained' wrote, with 'adapter_config.json' and 'adapter_model.safetensors' in it."
+        )
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path):

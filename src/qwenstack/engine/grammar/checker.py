@@ -108,7 +108,7 @@ def _check(grammar: Grammar, vocabulary: MatcherVocabulary) -> Reply:
     before = _own_bytes()
     try:
         lark = lark_of(grammar)
-        constraint = TokenConstraint(lark, vocabulary)
+        constraint = TokenConstraint(lark, vocabulary, grammar)
         constraint.allowed_words()
     except (GrammarRefusal, RequestError) as error:
         return Unusable(str(error))

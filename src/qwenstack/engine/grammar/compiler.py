@@ -24,8 +24,6 @@ from qwenstack.tokenizer import Tokenizer
 
 _ENTRY_BYTES = 64 << 10
 """Charged for each grammar beside twice what was measured, which does not see pages that were free before."""
-_OWN_KINDS = frozenset({"python", "json_object"})
-"""Written here, not by callers: nothing to check."""
 _OWN_BYTES = 5 << 20
 """What Python's grammar holds when compiled: 4.3 MB, the mean of 20, 2026-11-25."""
 logger = logging.getLogger(__name__)
@@ -185,8 +183,8 @@ class GrammarCompiler:
         if known is not None:
             return known
         try:
-            is_own = grammar.kind in _OWN_KINDS
-            checked = Usable(lark_of(grammar), _OWN_BYTES) if is_own else checker.check(grammar)
+            # What is written here needs no check.
+            checked = Usable(lark_of(grammar), _OWN_BYTES) if grammar.is_own else checker.check(grammar)
             if isinstance(checked, Unusable):
                 refusal = _refusal(checked.reason)
                 if checked.is_certain:
@@ -195,7 +193,7 @@ class GrammarCompiler:
             num_bytes = 2 * checked.memory_bytes + _ENTRY_BYTES
             if sum(self._held.values()) + num_bytes > self._held_bytes:
                 return CapacityError("Answers under way hold all the memory for grammars; try again in a moment.")
-            constraint = TokenConstraint(checked.lark, vocabularies.of(grammar), is_own=is_own)
+            constraint = TokenConstraint(checked.lark, vocabularies.of(grammar), grammar)
             self._held[constraint.share] = num_bytes
             self._cache.put(grammar, constraint, num_bytes)
             return constraint.clone()
@@ -213,7 +211,7 @@ class _Vocabularies:
     def __init__(self, table: TokenTable) -> None:
         tokens = matcher_vocabulary(table)
         eos_token_ids = frozenset(table.eos_token_ids)
-        self._usual = MatcherVocabulary(tokens, eos_token_ids, table.usable_words)
+        self._usual = MatcherVocabulary(tokens, eos_token_ids, table.usable_words, table.fence_ids)
         self._with_markers = MatcherVocabulary(tokens, eos_token_ids, table.usable_words_with_markers)
 
     def of(self, grammar: Grammar) -> MatcherVocabulary:

@@ -10,6 +10,8 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.grammar import Grammar
+from qwenstack.engine.grammar.failure import explain_failure
 from qwenstack.engine.grammar.limits import parser_limits
 
 _SPARSE = 4
@@ -28,6 +30,9 @@ class MatcherVocabulary:
     eos_token_ids: frozenset[int]
     usable_words: np.ndarray
     """`[W]` uint32, bit i of word w for id 32 w + i; read only. End tokens are among them."""
+
+    fence_ids: tuple[int, ...] = ()
+    """The ids that begin a Markdown fence."""
 
     def is_usable(self, token_id: int) -> bool:
         """Whether a grammar may use an id at all."""
@@ -56,12 +61,19 @@ class TokenConstraint:
         RequestError: the grammar cannot be compiled.
     """
 
-    def __init__(self, lark: str, vocabulary: MatcherVocabulary, *, is_own: bool = False) -> None:
-        """Compile; takes up to half a second and releases the GIL meanwhile. Use `clone` for each answer."""
+    def __init__(self, lark: str, vocabulary: MatcherVocabulary, grammar: Grammar) -> None:
+        """Compile; takes up to half a second and releases the GIL meanwhile. Use `clone` for each answer.
+
+        Args:
+            lark: the grammar in the matcher's notation.
+            vocabulary: what texts are made of.
+            grammar: the same as its caller wrote it, for errors.
+        """
         self.share = Share()
         """What was compiled, which all clones hold together."""
         self._vocabulary = vocabulary
-        self._matcher = LLMatcher(vocabulary.tokens, lark, log_level=0, limits=parser_limits(is_own=is_own))
+        self._grammar = grammar
+        self._matcher = LLMatcher(vocabulary.tokens, lark, log_level=0, limits=parser_limits(is_own=grammar.is_own))
         self._words = np.empty(len(vocabulary.usable_words), np.uint32)
         self._ended = False
         self._forced = b""
@@ -97,6 +109,29 @@ class TokenConstraint:
         is_allowed = self._matcher.validate_tokens([token_id]) == 1
         self._raise_if_failed(token_id)
         return is_allowed
+
+    def count_fence_as_end(self, logits_V: np.ndarray) -> np.ndarray:
+        """Return the logits with an end token as likely as the Markdown fence that closes a whole program.
+
+        Chat models write programs between fences. Forbidden as it is, the closing one would leave them no way to say
+        that they are done, and they go on. Only Python's grammar has such an end. A fence that it allows is none, such
+        as one in a comment.
+
+        Shapes: `logits_V` `[V]` float32, read only.
+
+        Raises:
+            RequestError: the grammar is too complex at this place.
+        """
+        fence_ids = self._vocabulary.fence_ids
+        if self._grammar.kind != "python" or not fence_ids or self._ended or not self._matcher.is_accepting():
+            return logits_V
+        fence_id = max(fence_ids, key=logits_V.item)
+        end_id = max(sorted(self._vocabulary.eos_token_ids), key=logits_V.item)
+        if logits_V[fence_id] <= logits_V[end_id] or self.allows(fence_id):
+            return logits_V
+        counted_V = logits_V.copy()
+        counted_V[end_id] = logits_V[fence_id]
+        return counted_V
 
     def mask_logits(self, logits_V: np.ndarray) -> np.ndarray:
         """Return a copy with minus infinity for each token that may not come next.
@@ -166,10 +201,11 @@ class TokenConstraint:
     def _raise_if_failed(self, token_id: int | None = None) -> None:
         if not self._matcher.is_error():
             return
-        message = self._matcher.get_error().strip().split("\n")[0][:300]
+        message = self._matcher.get_error()
         if token_id is not None and "satisfy the grammar" in message:
-            raise EngineError(f"Token {token_id} was chosen, which the grammar's mask does not allow: {message}")
-        raise RequestError(f"The grammar cannot be used: {message}", param="grammar", code="invalid_grammar")
+            first_line = message.strip().split("\n")[0][:300]
+            raise EngineError(f"Token {token_id} was chosen, which the grammar's mask does not allow: {first_line}")
+        raise RequestError(explain_failure(message, self._grammar), param="grammar", code="invalid_grammar")
 
 
 def _masked(logits_V: np.ndarray, words: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ from qwenstack.engine.grammar.tool_calls import tools_lark
 
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 """The model chooses how a text is cut into tokens; for a cut of its own the matcher would need the tokenizer."""
+NUM_LINES_BEFORE = _OPTIONS.count("\n")
+"""Lines that stand before what a caller wrote in Lark."""
 _EMPTY_OPTIONS = re.compile(r"^\s*%llguidance\s*\{\s*\}", re.MULTILINE)
 _RULE_OPTIONS = re.compile(
     r"^\s*[A-Za-z_][\w-]*\s*\[[^\]\n]*\b(stop|max_tokens|temperature|stop_capture)\b", re.MULTILINE
@@ -30,6 +32,11 @@ def lark_of(grammar: Grammar) -> str:
     return _OPTIONS + _rules_of(grammar)
 
 
+def is_lark(source: str) -> bool:
+    """Whether a grammar of the kind `ebnf` is Lark, not GBNF."""
+    return "::=" not in source
+
+
 def _rules_of(grammar: Grammar) -> str:
     source = grammar.source
     match grammar.kind:
@@ -40,7 +47,7 @@ def _rules_of(grammar: Grammar) -> str:
         case "regex":
             return f"start: PATTERN\nPATTERN: /{_lark_regex(source)}/\n"
         case "ebnf":
-            return gbnf_lark(source) if "::=" in source else _checked_lark(source)
+            return _checked_lark(source) if is_lark(source) else gbnf_lark(source)
         case "choice":
             return _choice_lark(source)
         case "python":
@@ -76,7 +83,7 @@ def _choice_lark(source: str) -> str:
 
 def _checked_lark(source: str) -> str:
     """Return a caller's own Lark, if it asks for nothing that the engine does not do."""
-    source = _EMPTY_OPTIONS.sub("", source)
+    source = _EMPTY_OPTIONS.sub(lambda found: "\n" * found[0].count("\n"), source)  # lines keep their numbers
     if "%llguidance" in source:
         raise GrammarRefusal("The grammar sets options with `%llguidance`, which only the engine may; leave them out.")
     option = _RULE_OPTIONS.search(source)

@@ -48,6 +48,11 @@ class TokenTable(msgspec.Struct, frozen=True, dict=True):
         """The same with the markers."""
         return self._words(without=frozenset())
 
+    @cached_property
+    def fence_ids(self) -> tuple[int, ...]:
+        """The ids that begin a Markdown fence, which may be indented."""
+        return tuple(index for index, token in enumerate(self.tokens) if token.lstrip(b" ").startswith(b"```"))
+
     def _words(self, *, without: frozenset[int]) -> np.ndarray:
         usable = np.zeros(32 * self.num_words, bool)
         usable[: len(self.tokens)] = [bool(token) and index not in without for index, token in enumerate(self.tokens)]

@@ -24,11 +24,7 @@ def tools_lark(source: str, required_tool: str | None) -> str:
     Raises:
         GrammarRefusal: the list or one of its schemas is wrong, or no function has the required name.
     """
-    functions = _functions(source)
-    if required_tool not in {None, "*"}:
-        if required_tool not in functions:
-            raise GrammarRefusal(f"`tool_choice` names {required_tool!r}; the tools are {', '.join(functions)}.")
-        functions = {required_tool: functions[required_tool]}
+    functions = _allowed_functions(source, required_tool)
     names = [f"function_{index}" for index in range(len(functions))]
     rules = [f"{rule}: {schema_lark(schema)}" for rule, schema in zip(names, functions.values(), strict=True)]
     begin, end = json.dumps(TOOL_CALL_BEGIN), json.dumps(TOOL_CALL_END)
@@ -43,6 +39,24 @@ def tools_lark(source: str, required_tool: str | None) -> str:
         more = f'("\\n" {begin} rest_of_call)*' if required_tool == "*" else ""
         rules += [f"start: {begin} rest_of_call {more}"]
     return "\n".join(rules) + "\n"
+
+
+def function_names(source: str, required_tool: str | None) -> list[str]:
+    """Return the functions that may be called, in the order of the first rules of their grammar, each on one line.
+
+    Raises:
+        GrammarRefusal: as for `tools_lark`.
+    """
+    return list(_allowed_functions(source, required_tool))
+
+
+def _allowed_functions(source: str, required_tool: str | None) -> dict[str, Json]:
+    functions = _functions(source)
+    if required_tool is None or required_tool == "*":
+        return functions
+    if required_tool not in functions:
+        raise GrammarRefusal(f"`tool_choice` names {required_tool!r}; the tools are {', '.join(functions)}.")
+    return {required_tool: functions[required_tool]}
 
 
 def _functions(source: str) -> dict[str, Json]:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from qwenstack.core.errors import RequestError
 from qwenstack.core.grammar import MAX_GRAMMAR_CHARS, Grammar
-from qwenstack.core.messages import Message, Role, ToolCall
+from qwenstack.core.messages import Message, Role, ToolCall, content_is_missing
 from qwenstack.core.outputs import CompletionOutput, FinishReason, OutputDelta, ToolCallDelta
 from qwenstack.core.sampling_params import MAX_LOGPROBS
 from qwenstack.serving.strict_json import parse_json
@@ -95,10 +95,7 @@ class ChatMessageRequest(WireModel):
             RequestError: the content is missing, or a tool call's arguments are no JSON object.
         """
         if self.content is None and self.role != "assistant":
-            param = f"messages[{index}].content"
-            raise RequestError(
-                f"`{param}` is missing; a {self.role} message needs text.", param=param, code="invalid_value"
-            )
+            raise content_is_missing(f"messages[{index}]", self.role)
         content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content or ())
         calls = [
             ToolCall(

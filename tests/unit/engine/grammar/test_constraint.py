@@ -7,9 +7,12 @@ import pytest
 from support.grammar_walks import BYTE_EOS, BYTE_TABLE, BYTES, allowed_ids, constraint_of, vocabulary_of
 
 from qwenstack.core.errors import EngineError, RequestError
-from qwenstack.core.grammar import Grammar
+from qwenstack.core.grammar import Grammar, GrammarKind
+from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.grammar.constraint import TokenConstraint
 from qwenstack.engine.grammar.token_table import TokenTable
+from qwenstack.engine.sampler import TokenHistory, choose_token
+from qwenstack.engine.sequence import SayOfGrammar
 
 V = len(BYTE_TABLE.tokens)
 PATTERNS = ["[a-z]+", "a|b", "(?s:.)*", "[^a]*", "a{3}", "[0-9]{1,3}"]
@@ -131,3 +134,78 @@ def test_added_tokens_stand_for_nothing_and_markers_only_in_tools():
     marked = constraint_of(Grammar(kind="regex", source="(?s:.)+"), vocabulary_of(table, with_markers=True))
     assert set(allowed_ids(marked)) == {0, 2, 3}
     assert BYTES.inner_words.sum() < BYTES.usable_words.sum()
+
+
+ENDS, FENCES = (256, 257), (258, 259, 260)
+FENCE_TABLE = TokenTable(
+    [*(bytes([byte]) for byte in range(256)), b"", b"", b"```", b"```\n", b" ```", b"``", b"x```"], [*ENDS], []
+)
+FENCE_VOCABULARY = vocabulary_of(FENCE_TABLE)
+
+
+def python_after(text: str, kind: GrammarKind = "python") -> TokenConstraint:
+    constraint = constraint_of(Grammar(kind=kind, source=".*" if kind == "regex" else ""), FENCE_VOCABULARY)
+    for byte in text.encode():
+        constraint.accept(byte)
+    return constraint
+
+
+def row(**logits: float) -> np.ndarray:
+    """Return a row of distinct logits below 0, with some of them set by id."""
+    values_V = -1.0 - np.arange(len(FENCE_TABLE.tokens), dtype=np.float32) / 64
+    for token_id, value in logits.items():
+        values_V[int(token_id.removeprefix("id"))] = value
+    return values_V
+
+
+@pytest.mark.parametrize("fence_id", FENCES)
+@pytest.mark.parametrize("program", ["x = 1\n", "x = 1", "def f():\n    return 1\n\n", "x = 1\n# done\n"])
+def test_a_markdown_fence_after_a_whole_program_counts_as_its_end(program: str, fence_id: int):
+    constraint = python_after(program)
+    logits_V = row(**{f"id{fence_id}": 3.0, "id257": 1.0})
+    before_V = logits_V.copy()
+    expected_V = logits_V.copy()
+    expected_V[257] = 3.0  # the likelier of the two end tokens
+    np.testing.assert_array_equal(constraint.count_fence_as_end(logits_V), expected_V)
+    np.testing.assert_array_equal(logits_V, before_V)
+    assert constraint.mask_logits(constraint.count_fence_as_end(logits_V)).argmax() == 257
+
+
+@pytest.mark.parametrize(
+    ("text", "logits"),
+    [
+        ("", {"id258": 3.0}),  # no program yet
+        ("def f():\n", {"id258": 3.0}),  # not whole
+        ("x = (", {"id258": 3.0}),
+        ("x = 1\n# ", {"id258": 3.0}),  # a comment may have a fence
+        ("x = 1\n", {"id258": 3.0, "id256": 3.5}),  # the end is likelier as it is
+        ("x = 1\n", {"id261": 3.0, "id262": 3.0, "id258": -9.0, "id259": -9.0, "id260": -9.0}),  # no fences
+    ],
+)
+def test_elsewhere_a_fence_is_nothing_special(text: str, logits: dict[str, float]):
+    logits_V = row(**logits)
+    np.testing.assert_array_equal(python_after(text).count_fence_as_end(logits_V), logits_V)
+
+
+def test_only_programs_end_with_a_fence():
+    logits_V = row(id258=3.0)
+    np.testing.assert_array_equal(python_after("ab", "regex").count_fence_as_end(logits_V), logits_V)
+    ended = python_after("x = 1\n")
+    ended.accept(ENDS[0])
+    np.testing.assert_array_equal(ended.count_fence_as_end(logits_V), logits_V)
+
+
+def test_an_end_is_drawn_as_often_as_the_fence_would_be():
+    say = SayOfGrammar(python_after("x = 1\n"), ())
+    logits_V = np.full(len(FENCE_TABLE.tokens), -50.0, np.float32)
+    logits_V[[ord("y"), FENCES[0]]] = np.log([0.75, 0.25])
+    params = SamplingParams(temperature=1.0)
+    history = TokenHistory(np.array([], np.int64))
+
+    def draw(uniform: float, forbidden_ids: tuple[int, ...] = ()) -> int:
+        row_V = say.count_fence_as_end(logits_V)
+        return choose_token(row_V, params, history, forbidden_ids=forbidden_ids, uniform=uniform, restriction=say)
+
+    drawn = [draw((at + 0.5) / 100) for at in range(100)]
+    assert (drawn.count(ord("y")), sum(token_id in ENDS for token_id in drawn)) == (75, 25)
+    assert {draw((at + 0.5) / 100, ENDS) for at in range(100)} == {ord("y")}  # as with `min_tokens`

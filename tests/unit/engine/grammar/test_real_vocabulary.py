@@ -56,7 +56,9 @@ def table(tokenizer: Tokenizer) -> TokenTable:
 
 @pytest.fixture(scope="module")
 def vocabulary(table: TokenTable) -> MatcherVocabulary:
-    return MatcherVocabulary(matcher_vocabulary(table), frozenset(table.eos_token_ids), table.usable_words)
+    return MatcherVocabulary(
+        matcher_vocabulary(table), frozenset(table.eos_token_ids), table.usable_words, table.fence_ids
+    )
 
 
 def test_random_tokens_under_the_mask_give_valid_json(table: TokenTable, vocabulary: MatcherVocabulary):
