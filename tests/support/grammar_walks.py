@@ -10,6 +10,7 @@ from qwenstack.core.grammar import Grammar
 from qwenstack.engine.grammar.constraint import MatcherVocabulary, TokenConstraint
 from qwenstack.engine.grammar.lark_source import lark_of
 from qwenstack.engine.grammar.token_table import TokenTable, matcher_vocabulary
+from qwenstack.tokenizer import ToolFormat
 
 BYTE_EOS = 256
 _WORDS = [
@@ -42,9 +43,11 @@ def vocabulary_of(table: TokenTable, *, with_markers: bool = False) -> MatcherVo
 BYTES = vocabulary_of(BYTE_TABLE)
 
 
-def constraint_of(grammar: Grammar, vocabulary: MatcherVocabulary = BYTES) -> TokenConstraint:
+def constraint_of(
+    grammar: Grammar, vocabulary: MatcherVocabulary = BYTES, *, tool_format: ToolFormat = "hermes"
+) -> TokenConstraint:
     """Compile a grammar here, without the checker."""
-    return TokenConstraint(lark_of(grammar), vocabulary, grammar)
+    return TokenConstraint(lark_of(grammar, tool_format), vocabulary, grammar)
 
 
 def allowed_ids(constraint: TokenConstraint) -> np.ndarray:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn, cast
 
+from qwenstack.engine.grammar.xml_calls import is_plain_text
+
 MAX_NAME_CHARS = 256
 """As long as the server lets a tool's name be; a longer one is no name."""
 _MAX_QUOTED_NAME = 6 * MAX_NAME_CHARS + 2
@@ -183,7 +185,7 @@ class ParameterTypes:
                 str(_entry(function, "name")): frozenset(
                     name
                     for name, schema in _object(_entry(_entry(function, "parameters"), "properties")).items()
-                    if _is_text(schema)
+                    if is_plain_text(schema)
                 )
                 for function in functions
             }
@@ -210,11 +212,6 @@ def write_string_part(text: str) -> str:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _is_text(schema: object) -> bool:
-    kind, choices = _entry(schema, "type"), _list(_entry(schema, "enum"))
-    return kind == "string" or (kind is None and bool(choices) and all(isinstance(choice, str) for choice in choices))
 
 
 def _entry(value: object, name: str) -> object:

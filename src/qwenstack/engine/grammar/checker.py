@@ -34,6 +34,7 @@ from qwenstack.engine.grammar.wire import (
     request_decoder,
     write_frame,
 )
+from qwenstack.tokenizer import ToolFormat
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -52,10 +53,10 @@ def main() -> None:
         while True:
             request = request_decoder.decode(read_frame(requests))
             assert isinstance(request, Check), "the vocabulary comes once"
-            write_frame(replies, _check_in_child(request.grammar, vocabulary))
+            write_frame(replies, _check_in_child(request.grammar, vocabulary, table.tool_format))
 
 
-def _check_in_child(grammar: Grammar, vocabulary: MatcherVocabulary) -> Reply:
+def _check_in_child(grammar: Grammar, vocabulary: MatcherVocabulary, tool_format: ToolFormat) -> Reply:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -63,7 +64,7 @@ def _check_in_child(grammar: Grammar, vocabulary: MatcherVocabulary) -> Reply:
         try:
             _limit_child()
             with os.fdopen(writing, "wb") as pipe:
-                write_frame(pipe, _check(grammar, vocabulary))
+                write_frame(pipe, _check(grammar, vocabulary, tool_format))
         finally:
             os._exit(0)
     os.close(writing)
@@ -103,11 +104,11 @@ def _limit_child() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _check(grammar: Grammar, vocabulary: MatcherVocabulary) -> Reply:
+def _check(grammar: Grammar, vocabulary: MatcherVocabulary, tool_format: ToolFormat) -> Reply:
     """Translate, compile, and compute the first mask."""
     before = _own_bytes()
     try:
-        lark = lark_of(grammar)
+        lark = lark_of(grammar, tool_format)
         constraint = TokenConstraint(lark, vocabulary, grammar)
         constraint.allowed_words()
     except (GrammarRefusal, RequestError) as error:

@@ -66,6 +66,11 @@ _REMARKS = frozenset(
 """Keywords that say nothing about which values fit."""
 
 
+def is_remark(keyword: str) -> bool:
+    """Whether a keyword says nothing about which values fit."""
+    return keyword in _REMARKS or (keyword.startswith("x-") and keyword != "x-guidance")
+
+
 def parse_json(text: str, what: str) -> Json:
     """Read JSON from a caller.
 
@@ -102,7 +107,7 @@ def check_schema(schema: Json, place: str = "#", *, root: str = "#", depth: int 
         raise GrammarRefusal(f"The JSON schema is nested deeper than {MAX_SCHEMA_DEPTH} schemas, at `{place}`.")
     checked: dict[str, Json] = {}
     for keyword, value in schema.items():
-        if keyword in _REMARKS or (keyword.startswith("x-") and keyword != "x-guidance"):
+        if is_remark(keyword):
             continue
         below = f"{place}/{keyword}"
         checked[keyword] = _check_keyword(keyword, value, below, root=root, depth=depth)

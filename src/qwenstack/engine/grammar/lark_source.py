@@ -12,6 +12,7 @@ from qwenstack.engine.grammar.limits import MAX_CHOICES
 from qwenstack.engine.grammar.python_syntax import python_lark
 from qwenstack.engine.grammar.refusal import GrammarRefusal
 from qwenstack.engine.grammar.tool_calls import tools_lark
+from qwenstack.tokenizer import ToolFormat
 
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 """The model chooses how a text is cut into tokens; for a cut of its own the matcher would need the tokenizer."""
@@ -23,13 +24,17 @@ _RULE_OPTIONS = re.compile(
 )
 
 
-def lark_of(grammar: Grammar) -> str:
+def lark_of(grammar: Grammar, tool_format: ToolFormat = "hermes") -> str:
     """Translate a grammar.
+
+    Args:
+        grammar: what the caller sent.
+        tool_format: how the model writes calls of tools.
 
     Raises:
         GrammarRefusal: it is not well formed, too large, or cannot be expressed.
     """
-    return _OPTIONS + _rules_of(grammar)
+    return _OPTIONS + _rules_of(grammar, tool_format)
 
 
 def is_lark(source: str) -> bool:
@@ -37,7 +42,7 @@ def is_lark(source: str) -> bool:
     return "::=" not in source
 
 
-def _rules_of(grammar: Grammar) -> str:
+def _rules_of(grammar: Grammar, tool_format: ToolFormat) -> str:
     source = grammar.source
     match grammar.kind:
         case "json_schema":
@@ -53,7 +58,7 @@ def _rules_of(grammar: Grammar) -> str:
         case "python":
             return python_lark()
         case "tools":
-            return tools_lark(source, grammar.required_tool)
+            return tools_lark(source, grammar.required_tool, tool_format)
 
 
 def _lark_regex(pattern: str) -> str:

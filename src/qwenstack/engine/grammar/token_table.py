@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
-from qwenstack.tokenizer import Tokenizer
+from qwenstack.tokenizer import Tokenizer, ToolFormat
 
 TOOL_CALL_BEGIN = "<tool_call>"
 TOOL_CALL_END = "</tool_call>"
@@ -25,13 +25,15 @@ llguidance's four these two pay; each costs 0.1 s when 152,000 tokens are taken 
 
 
 class TokenTable(msgspec.Struct, frozen=True, dict=True):
-    """What each id adds to the text; travels to the checker's process."""
+    """What each id adds to the text, and how tools are called; travels to the checker's process."""
 
     tokens: list[bytes]
     """By id; empty where no grammar may use the id."""
     eos_token_ids: list[int]
     marker_ids: list[int]
     """Ids of the markers of tool calls, where the model has them as tokens of their own."""
+    tool_format: ToolFormat = "hermes"
+    """What the model writes between them."""
 
     @cached_property
     def num_words(self) -> int:
@@ -66,7 +68,8 @@ def token_table(tokenizer: Tokenizer) -> TokenTable:
     marker_ids = [token_id for token_id in markers if token_id is not None]
     hidden = tokenizer.added_token_ids.difference(marker_ids) | tokenizer.eos_token_ids
     tokens = [b"" if index in hidden else tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)]
-    return TokenTable(tokens, sorted(tokenizer.eos_token_ids), marker_ids)
+    tool_format = tokenizer.chat_markers.tool_format or "hermes"
+    return TokenTable(tokens, sorted(tokenizer.eos_token_ids), marker_ids, tool_format)
 
 
 def matcher_vocabulary(table: TokenTable) -> LLTokenizer:

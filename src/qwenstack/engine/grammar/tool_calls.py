@@ -1,6 +1,7 @@
-"""The calls of tools in an answer, in the form that Qwen models are trained on (Hermes), with free text around.
+"""The calls of tools in an answer, in the form that the model is trained on, with free text around.
 
-A call is three lines: `<tool_call>`, `{"name": "get_weather", "arguments": {"city": "Paris"}}` and `</tool_call>`.
+A call is three lines: `<tool_call>`, then with most models (Hermes)
+`{"name": "get_weather", "arguments": {"city": "Paris"}}`, with others `xml_calls`, and `</tool_call>`.
 """
 
 from __future__ import annotations
@@ -12,21 +13,30 @@ from qwenstack.engine.grammar.json_schema import Json, check_schema, parse_json,
 from qwenstack.engine.grammar.limits import MAX_TOOLS
 from qwenstack.engine.grammar.refusal import GrammarRefusal
 from qwenstack.engine.grammar.token_table import TOOL_CALL_BEGIN, TOOL_CALL_END
+from qwenstack.engine.grammar.xml_calls import function_lark, text_rules
+from qwenstack.tokenizer import ToolFormat
 
 _NAME = re.compile(r"[a-zA-Z0-9_.\-]{1,64}")
 """OpenAI's form of function names, and dots, which tool servers use."""
 _NO_PARAMETERS: Json = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-def tools_lark(source: str, required_tool: str | None) -> str:
+def tools_lark(source: str, required_tool: str | None, tool_format: ToolFormat) -> str:
     """Return the grammar of an answer that may call, or with `required_tool` must call, functions.
+
+    The rules of the functions are its first lines, in the order of `function_names`.
 
     Raises:
         GrammarRefusal: the list or one of its schemas is wrong, or no function has the required name.
     """
     functions = _allowed_functions(source, required_tool)
     names = [f"function_{index}" for index in range(len(functions))]
-    rules = [f"{rule}: {schema_lark(schema)}" for rule, schema in zip(names, functions.values(), strict=True)]
+    rules = [
+        f"{rule}: {_function_lark(name, parameters, tool_format)}"
+        for rule, (name, parameters) in zip(names, functions.items(), strict=True)
+    ]
+    if tool_format == "qwen_xml":
+        rules += text_rules(rules)
     begin, end = json.dumps(TOOL_CALL_BEGIN), json.dumps(TOOL_CALL_END)
     rules += [f"function: {' | '.join(names)}", f"rest_of_call: /\\n?/ function /\\n?/ {end}"]
     if required_tool is None:
@@ -60,7 +70,7 @@ def _allowed_functions(source: str, required_tool: str | None) -> dict[str, Json
 
 
 def _functions(source: str) -> dict[str, Json]:
-    """Return the schema of each function's call, by the function's name."""
+    """Return the schema of each function's parameters, by the function's name."""
     tools = parse_json(source, "The list of tools")
     if not isinstance(tools, list) or not 0 < len(tools) <= MAX_TOOLS:
         raise GrammarRefusal(f"`tools` must be a list of 1 to {MAX_TOOLS} functions.")
@@ -75,20 +85,23 @@ def _functions(source: str) -> dict[str, Json]:
             )
         if name in functions:
             raise GrammarRefusal(f"Two tools have the name {name!r}.")
-        functions[name] = _call_schema(name, function.get("parameters"))
+        parameters = function.get("parameters")
+        functions[name] = _NO_PARAMETERS if parameters is None else parameters
     return functions
 
 
-def _call_schema(name: str, parameters: Json) -> Json:
+def _function_lark(name: str, parameters: Json, tool_format: ToolFormat) -> str:
     try:
-        arguments = check_schema(
-            _NO_PARAMETERS if parameters is None else parameters, root="#/properties/arguments", depth=1
-        )
+        if tool_format == "qwen_xml":
+            return function_lark(name, parameters)
+        arguments = check_schema(parameters, root="#/properties/arguments", depth=1)
     except GrammarRefusal as refusal:
         raise GrammarRefusal(f"The parameters of the tool {name!r} cannot be used. {refusal}") from None
-    return {
-        "type": "object",
-        "properties": {"name": {"const": name}, "arguments": arguments},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
+    return schema_lark(
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "arguments": arguments},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+    )

@@ -1,0 +1,110 @@
+"""The calls of tools in Qwen's XML: the form that Qwen3-Coder is trained on.
+
+A function is `<function=get_weather>`, for each argument `<parameter=city>`, a line end, the value, a line end and
+`</parameter>`, then `</function>`, each on a line of its own. Texts stand as they are, all else as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import cast
+
+from qwenstack.engine.grammar.json_schema import Json, check_schema, is_remark, schema_lark
+from qwenstack.engine.grammar.refusal import GrammarRefusal
+
+_KEY = re.compile(r"[^<>\n]{1,64}")
+_OF_OBJECTS = frozenset({"type", "properties", "required", "additionalProperties", "$defs", "definitions"})
+_OF_PLAIN_TEXT = frozenset({"type", "enum", "const", "minLength", "maxLength"})
+_CLOSE = "<\\/parameter>"
+_TEXT_FROM = "text_from_"
+"""Names the rule of texts by their least length; those characters are no `<`, so that no closing tag is among them."""
+
+
+def function_lark(name: str, parameters: Json) -> str:
+    """Return the right side of the rule of one function's call, on one line; `text_rules` are to stand beside it.
+
+    Raises:
+        GrammarRefusal: the schema is wrong, or has a form that this way of calling cannot hold to.
+    """
+    root = "#/$defs/arguments"
+    checked = check_schema(parameters, root=root, depth=1)
+    if not isinstance(checked, dict) or checked.get("type", "object") != "object" or checked.keys() - _OF_OBJECTS:
+        extra = sorted(checked.keys() - _OF_OBJECTS) if isinstance(checked, dict) else []
+        raise GrammarRefusal(
+            "They must be an object with `properties`; this model writes each argument by itself, so that "
+            f"{', '.join(f'`{one}`' for one in extra) or 'another form'} cannot be held to."
+        )
+    properties, required = checked.get("properties", {}), checked.get("required", [])
+    assert isinstance(properties, dict)
+    names = (
+        [*properties, *(str(one) for one in required if one not in properties)] if isinstance(required, list) else []
+    )
+    parts = [json.dumps(f"<function={name}>\n")]
+    for key in names:
+        schema: Json = properties.get(key, True)
+        value = _value_lark(schema, {"$ref": f"{root}/properties/{_pointer(key)}", "$defs": {"arguments": checked}})
+        part = f"{_open(key)} {value} {json.dumps(chr(10))}"
+        parts.append(part if key in required else f"({part})?")
+    others = checked.get("additionalProperties", True)
+    if not names and others is not False:
+        value = _value_lark(others, others)
+        parts.append(f'("<parameter=" /[a-zA-Z_][a-zA-Z0-9_.\\-]{{0,63}}/ ">\\n" {value} "\\n")*')
+    return " ".join([*parts, json.dumps("</function>")])
+
+
+def is_plain_text(schema: object) -> bool:
+    """Whether an argument of this schema stands as it is, without quotes.
+
+    Texts that must have a form (`pattern`, `format`) do not: they are written as JSON, whose grammar can hold to it.
+    """
+    if not isinstance(schema, dict):
+        return False
+    said = {keyword: value for keyword, value in cast("dict[str, Json]", schema).items() if not is_remark(keyword)}
+    choices = [said["const"]] if "const" in said else said.get("enum", [])
+    if (
+        said.keys() - _OF_PLAIN_TEXT
+        or not isinstance(choices, list)
+        or not all(isinstance(one, str) for one in choices)
+    ):
+        return False
+    return said.get("type") == "string" or ("type" not in said and bool(choices))
+
+
+def text_rules(rules: Iterable[str]) -> list[str]:
+    """Return the rules of texts that `function_lark` refers to: each ends at the first closing tag."""
+    lengths = sorted({int(least) for rule in rules for least in re.findall(rf"\b{_TEXT_FROM}(\d+)\b", rule)})
+    # The last of the least characters is no line end: the one before the closing tag is not the text's own.
+    starts = [f"[^<]{{{least - 1}}}[^<\\n]" if least else "" for least in lengths]
+    return [
+        f"{_TEXT_FROM}{least}[lazy]: /{start}(?s:.*){_CLOSE}/" for least, start in zip(lengths, starts, strict=True)
+    ]
+
+
+def _open(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise GrammarRefusal(f"The parameter {key[:80]!r} cannot be named in this model's XML: no `<`, `>`, line ends.")
+    return json.dumps(f"<parameter={key}>\n")
+
+
+def _pointer(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _value_lark(schema: Json, as_json: Json) -> str:
+    """Return what stands between the tags of an argument, the closing one included."""
+    if schema is True:
+        return f"{_TEXT_FROM}0"
+    if not is_plain_text(schema):
+        return f"{schema_lark(as_json)} {json.dumps(chr(10) + '</parameter>')}"
+    assert isinstance(schema, dict)
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(choices, list):
+        return f"/({'|'.join(_escaped(str(choice)) for choice in choices)})\\n{_CLOSE}/"
+    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    return f"{_TEXT_FROM}{least}" if most is None else f"/[^<]{{{least},{most}}}\\n{_CLOSE}/"
+
+
+def _escaped(text: str) -> str:
+    return "".join(char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)

@@ -1,0 +1,121 @@
+"""Calls of tools in Qwen's XML: what the grammar lets through, the parser reads as arguments that fit."""
+
+import json
+import random
+
+import jsonschema
+import pytest
+from support.grammar_walks import BYTE_TABLE, accepts, constraint_of, vocabulary_of, walk
+
+from qwenstack.core.grammar import Grammar
+from qwenstack.engine.grammar.lark_source import lark_of
+from qwenstack.engine.grammar.refusal import GrammarRefusal
+from qwenstack.engine.grammar.token_table import TokenTable
+from qwenstack.engine.output_parser import OutputParser
+from qwenstack.engine.tool_call_syntax import ParameterTypes
+from qwenstack.tokenizer import ChatMarkers, Marks
+
+ORDER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "description": "where"},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}$"},
+        "unit": {"enum": ["°C", "°F"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "name": {"type": "string", "minLength": 1, "maxLength": 4},
+        "note": {"type": "string", "minLength": 2},
+        "when": {"$ref": "#/$defs/when"},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    },
+    "required": ["city", "days"],
+    "$defs": {"when": {"type": "object", "properties": {"hour": {"type": "integer"}}, "required": ["hour"]}},
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "order", "parameters": ORDER}},
+    {"type": "function", "function": {"name": "now"}},
+    {"type": "function", "function": {"name": "log", "parameters": {"type": "object"}}},
+]
+SCHEMAS = {"order": ORDER, "now": {"type": "object", "maxProperties": 0}, "log": {"type": "object"}}
+
+
+def grammar(required_tool: str | None = None, tools: object = TOOLS) -> Grammar:
+    return Grammar(kind="tools", source=json.dumps(tools), required_tool=required_tool)
+
+
+def call(name: str, *arguments: tuple[str, str]) -> str:
+    body = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in arguments)
+    return f"<tool_call>\n<function={name}>\n{body}</function>\n</tool_call>"
+
+
+def read(text: str) -> list[tuple[str, object]]:
+    parser = OutputParser(
+        ChatMarkers(tool_call=Marks("<tool_call>", "</tool_call>"), tool_format="qwen_xml"),
+        phase="answer",
+        parameter_types=ParameterTypes.from_tools(json.dumps(TOOLS)),
+    )
+    names: dict[int, str] = {}
+    arguments: dict[int, str] = {}
+    for piece in [*parser.push(text), *parser.finish()]:
+        if piece.call is not None:
+            names.setdefault(piece.call.index, piece.call.name or "")
+            arguments[piece.call.index] = arguments.get(piece.call.index, "") + piece.call.arguments
+    return [(names[index], json.loads(arguments[index])) for index in names]
+
+
+def test_calls_that_fit_are_let_through_and_read_back() -> None:
+    constraint = constraint_of(grammar(), tool_format="qwen_xml")
+    text = call("order", ("city", "New\nYork <3"), ("days", "3"), ("when", '{"hour": 7}')) + "\n" + call("now")
+    assert accepts(constraint, "First:\n" + text)
+    assert read(text) == [("order", {"city": "New\nYork <3", "days": 3, "when": {"hour": 7}}), ("now", {})]
+    assert accepts(constraint, call("order", ("city", "12"), ("code", '"AB"'), ("unit", "°F"), ("days", "1")))
+    assert accepts(constraint, call("log", ("any_thing", "at all"), ("x", "[1]")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        call("order", ("city", "Paris")),
+        call("order", ("city", "Paris"), ("days", "10")),
+        call("order", ("city", "Paris"), ("code", '"ABC"'), ("days", "1")),
+        call("order", ("city", "Paris"), ("unit", "K"), ("days", "1")),
+        call("order", ("city", "Paris"), ("days", "1"), ("name", "abcde")),
+        call("order", ("city", "Paris"), ("days", "1"), ("note", "a")),
+        call("order", ("days", "1"), ("city", "Paris")),
+        call("now", ("city", "Paris")),
+        call("delete"),
+        '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>',
+    ],
+)
+def test_calls_that_do_not_fit_are_not(text: str) -> None:
+    assert not accepts(constraint_of(grammar(), tool_format="qwen_xml"), text)
+
+
+@pytest.mark.parametrize("required_tool", ["*", "order"])
+def test_random_calls_fit_their_schemas(required_tool: str) -> None:
+    rng = random.Random(5)
+    words = [b"", b"<tool_call>", b"</tool_call>", b"\n</parameter>\n"]
+    table = TokenTable([*BYTE_TABLE.tokens[:256], *words], [256], [257, 258])
+    constraint = constraint_of(grammar(required_tool), vocabulary_of(table, with_markers=True), tool_format="qwen_xml")
+    texts = [text for _ in range(40) if (text := walk(constraint, rng, table, limit=80)) is not None]
+    assert len(texts) > 10
+    for text in texts:
+        calls = read(text)
+        assert calls
+        for name, arguments in calls:
+            jsonschema.validate(arguments, SCHEMAS[name])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"anyOf": [{"type": "object"}]}, "`anyOf`"),
+        ({"type": "array"}, "object"),
+        ({"type": "object", "properties": {"a>b": {"type": "string"}}}, "a>b"),
+        ({"type": "object", "properties": {"a": {"not": {}}}}, "`not`"),
+    ],
+)
+def test_what_cannot_be_written_so_is_refused_by_name(parameters: object, reason: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    with pytest.raises(GrammarRefusal, match="The parameters of the tool 'f'") as refused:
+        lark_of(grammar(tools=tools), "qwen_xml")
+    assert reason in str(refused.value)
