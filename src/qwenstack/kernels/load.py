@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from qwenstack.kernels.protocol import ActivationBits, Isa, Kernels
 from qwenstack.kernels.reference import ReferenceKernels
 
-KernelChoice: TypeAlias = Literal["auto", "avx512", "avx2", "scalar", "reference"]
+KernelChoice: TypeAlias = Literal["auto", "avx512", "avx2", "neon", "scalar", "reference"]
 """`auto` takes the best instruction set of this processor; `reference` is numpy, slow and readable."""
 
 
