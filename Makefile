@@ -15,7 +15,7 @@ NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 WEB_SOURCES := $(shell find web -type f -not -path '*/node_modules/*' 2>/dev/null)
 STATIC := src/qwenstack/serving/static/index.html
 
-.PHONY: help run serve chat pull test test-arm test-long test-python test-web lint format bench web install clean
+.PHONY: help run serve chat pull test test-arm test-long test-python test-sanitize test-web lint format bench web install clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ test-long: .venv-test/installed web ## Run the tests that take hours
 test-arm: .venv-test/installed ## Check the ARM kernels in an emulator, against those of this processor
 	@tools/install_arm_tools.sh
 	$(DEV)/python -m pytest tests/numerics/kernels/test_kernel_sums.py
+
+test-sanitize: .venv-test/installed ## Run the kernels' tests under the address and undefined-behaviour sanitizers
+	@tools/test_sanitized.sh $(DEV)/python
 
 lint: .venv-test/installed ## Check format, style, types, import contracts and spelling
 	$(DEV)/ruff format --check .
