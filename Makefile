@@ -15,10 +15,10 @@ NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 WEB_SOURCES := $(shell find web -type f -not -path '*/node_modules/*' 2>/dev/null)
 STATIC := src/qwenstack/serving/static/index.html
 
-.PHONY: help run serve chat pull test test-long test-python test-web lint format bench web install clean
+.PHONY: help run serve chat pull test test-arm test-long test-python test-sanitize test-web lint format bench web install clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 run: .venv/installed web ## Start the assistant at http://127.0.0.1:8000 (MODEL=name, PORT=number)
 	@exec $(RUN)/qwenstack serve $(MODEL) --port $(PORT)
@@ -72,6 +72,13 @@ test-long: .venv-test/installed web ## Run the tests that take hours
 	    --timeout 4000
 	QWENSTACK_SOAK_SECONDS=3600 $(DEV)/python -m pytest -s tests/integration/engine/test_soak.py
 
+test-arm: .venv-test/installed ## Check the ARM kernels in an emulator, against those of this processor
+	@tools/install_arm_tools.sh
+	$(DEV)/python -m pytest tests/numerics/kernels/test_kernel_sums.py
+
+test-sanitize: .venv-test/installed ## Run the kernels' tests under the address and undefined-behaviour sanitizers
+	@tools/test_sanitized.sh $(DEV)/python
+
 lint: .venv-test/installed ## Check format, style, types, import contracts and spelling
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
@@ -79,12 +86,12 @@ lint: .venv-test/installed ## Check format, style, types, import contracts and s
 	$(DEV)/basedpyright --pythonpath $(DEV)/python --project tests/pyrightconfig.json
 	$(DEV)/lint-imports
 	$(DEV)/codespell
-	$(DEV)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cc' 'csrc/**/*.h' 'csrc/**/*.cc')
+	$(DEV)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cc')
 
 format: .venv-test/installed ## Put the code into its format
 	$(DEV)/ruff format .
 	$(DEV)/ruff check --fix .
-	$(DEV)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cc' 'csrc/**/*.h' 'csrc/**/*.cc')
+	$(DEV)/clang-format -i $$(git ls-files '*.h' '*.cc')
 
 bench: .venv/installed ## Measure the engine on this machine
 	$(RUN)/qwenstack bench engine $(MODEL)

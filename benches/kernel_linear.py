@@ -18,19 +18,10 @@ import numpy as np
 
 from qwenstack.core.weight_type import WeightType
 from qwenstack.kernels import Kernels, load_kernels
+from qwenstack.kernels.dequantize import FLOAT16_OFFSETS
 
 SHAPES = ((896, 896), (9728, 896), (896, 4864), (151936, 896))
 """`(out_features, in_features)` of Qwen2.5-0.5B: attention output, gate and up, down, head."""
-_HALVES = {
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q6_K": (208,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q4_1": (0, 2),
-    "Q5_1": (0, 2),
-}
-"""Where a block keeps its float16 numbers; byte 0 for the types not named."""
 _MIN_WORKING_SET_BYTES = 600 << 20
 """More than the last-level cache of the machines at hand."""
 
@@ -58,7 +49,7 @@ def random_weight(weight_type: WeightType, shape: tuple[int, int], rng: np.rando
         data = values.view(np.uint8).reshape(rows, -1)
     else:
         blocks = data.reshape(-1, weight_type.block_bytes)
-        for offset in _HALVES.get(weight_type.name, (0,)):
+        for offset in FLOAT16_OFFSETS[weight_type]:
             scales = rng.normal(scale=0.01, size=(len(blocks), 1)).astype(np.float16)
             blocks[:, offset : offset + 2] = scales.view(np.uint8)
     return RandomWeight(weight_type=weight_type, shape=shape, data=data)

@@ -446,7 +446,7 @@ void attend(Context& context, const Input& qkv, int64_t num_heads, int64_t num_k
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
-    for (const char* const name : {"avx512", "avx2", "scalar"}) {
+    for (const char* const name : kIsaNames) {
         if (find_kernels(name) != nullptr) {
             names.emplace_back(name);
         }

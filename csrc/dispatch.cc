@@ -4,27 +4,30 @@
 
 #include "kernel_table.h"
 
+#if defined(QWENSTACK_NEON_KERNELS)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace qwenstack {
 namespace {
 
-// The builtins ask the processor and whether the operating system saves the registers.
-[[maybe_unused]] bool can_run_avx2() {
 #if defined(QWENSTACK_X86_KERNELS)
+// The builtins ask the processor and whether the operating system saves the registers.
+bool can_run_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-    return false;
-#endif
 }
 
-[[maybe_unused]] bool can_run_avx512() {
-#if defined(QWENSTACK_X86_KERNELS)
+bool can_run_avx512() {
     return can_run_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
-#else
-    return false;
-#endif
 }
+#endif
+
+#if defined(QWENSTACK_NEON_KERNELS)
+bool can_run_neon() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+#endif
 
 }  // namespace
 
@@ -35,6 +38,11 @@ const KernelTable* find_kernels(const char* name) {
     }
     if (std::strcmp(name, "avx2") == 0) {
         return can_run_avx2() ? &kAvx2Kernels : nullptr;
+    }
+#endif
+#if defined(QWENSTACK_NEON_KERNELS)
+    if (std::strcmp(name, "neon") == 0) {
+        return can_run_neon() ? &kNeonKernels : nullptr;
     }
 #endif
     return std::strcmp(name, "scalar") == 0 ? &kScalarKernels : nullptr;

@@ -126,6 +126,10 @@ struct KernelTable {
 extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
+extern const KernelTable kNeonKernels;
+
+// Names of the instruction sets, the fastest first; the scalar one, which every processor runs, last.
+inline constexpr const char* kIsaNames[] = {"avx512", "avx2", "neon", "scalar"};
 
 // The kernels of an instruction set by name, or null if it was not built or this processor cannot run it.
 const KernelTable* find_kernels(const char* name);

@@ -49,8 +49,11 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield Check(name="cpu", status="ok", found=f"{machine.cpu}: {' '.join(machine.cpu_flags) or 'no special flags'}")
     yield check_cores(machine)
     yield _guarded("kernels", lambda: check_kernels(settings))
+    yield _guarded("self-test", lambda: check_self_test(settings))
     yield check_precision(settings.engine)
-    yield check_memory(machine, _available_memory_bytes())
+    available_bytes = _available_memory_bytes()
+    yield check_memory(machine, available_bytes)
+    yield check_bandwidth(settings, available_bytes)
     yield _guarded("models", lambda: check_models(settings))
     yield check_web_page(static_dir())
     yield check_port(settings.server)
@@ -88,6 +91,42 @@ def check_kernels(settings: Settings) -> Check:
     if "reference" in chosen:
         return Check(name="kernels", status="warn", found=found, advice="Install the compiled package: pip install .")
     return Check(name="kernels", status="ok", found=found)
+
+
+def check_self_test(settings: Settings) -> Check:
+    """Say whether the kernels compute right numbers here, and how long it took to find out."""
+    from qwenstack.kernels import isas_to_try, self_test_of
+
+    if settings.engine.isa == "reference":
+        return Check(
+            name="self-test", status="ok", found="not needed: `reference` is what the others are compared with"
+        )
+    failures: list[str] = []
+    passed = "none computes right numbers, so numpy does, very slowly"
+    for isa in isas_to_try(settings.engine.isa):
+        result = self_test_of(isa)
+        took = f"{result.duration_s * 1e3:.0f} ms"
+        if not result.wrong:
+            passed = f"{isa} computes all {result.num_operations} operations as numpy does ({took})"
+            break
+        failures.append(f"{isa} computes {', '.join(result.wrong)} wrongly ({took})")
+    if not failures:
+        return Check(name="self-test", status="ok", found=passed)
+    advice = "Build the package again on this machine; if the finding stays, please report it with the line `cpu`"
+    return Check(name="self-test", status="warn", found="; ".join([*failures, passed]), advice=advice)
+
+
+def check_bandwidth(settings: Settings, available_bytes: int) -> Check:
+    """Say how fast memory is read: a decoded token reads all weights once, so this bounds tokens a second."""
+    from qwenstack.cli.bandwidth import measure_read_bandwidth
+    from qwenstack.engine.loading import num_cores
+
+    if available_bytes < _LEAST_MEMORY_BYTES:
+        return Check(name="bandwidth", status="ok", found="not measured: that takes a large buffer")
+    num_threads = settings.engine.num_threads or num_cores()
+    readers = "1 thread reads" if num_threads == 1 else f"{num_threads} threads read"
+    rate = measure_read_bandwidth(num_threads)
+    return Check(name="bandwidth", status="ok", found=f"{readers} {rate / 1e9:.1f} GB/s of memory")
 
 
 def check_precision(engine: EngineSettings) -> Check:

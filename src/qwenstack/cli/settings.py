@@ -59,7 +59,7 @@ class EngineSettings:
     """How finely activations are rounded; none: 16 bits for models under 300 million parameters, 8 for others."""
     short_prompt_tokens: Annotated[int, Between(low=0, high=1 << 24)] = 0
     """Answers to prompts of at most this many tokens are computed at 16 bits, whatever activation_bits says."""
-    isa: Literal["auto", "avx512", "avx2", "scalar", "reference"] = "auto"
+    isa: Literal["auto", "avx512", "avx2", "neon", "scalar", "reference"] = "auto"
     """Instruction set of the kernels; auto: the best that this CPU has."""
     speculation: Literal["ngram", "off"] = "ngram"
     """ngram: guess that text goes on as it did before, and check several tokens at once; never changes a result."""

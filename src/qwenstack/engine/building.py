@@ -27,9 +27,10 @@ from qwenstack.kernels import Kernels
 
 logger = logging.getLogger(__name__)
 
-_ROW_COSTS = {"avx512": 0.07, "avx2": 0.3, "scalar": 0.9}
+_ROW_COSTS = {"avx512": 0.07, "avx2": 0.3, "neon": 0.3, "scalar": 0.9}
 """Time of one more row in a decoding step, in steps: Qwen2.5-Coder-0.5B on two cores, `benches/speculation.py --cost`
-(AVX2); from 47 tokens/s in decoding and 657 in prefill (AVX-512); what is bound by arithmetic alone (scalar)."""
+(AVX2); from 47 tokens/s in decoding and 657 in prefill (AVX-512); what is bound by arithmetic alone (scalar). NEON was
+never measured and is taken for AVX2."""
 
 
 def build_engine(

@@ -12,7 +12,7 @@ from qwenstack.engine.guards import MAX_PERIOD
 from qwenstack.models import WeightFormat
 
 KVCacheDtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
-IsaName = Literal["auto", "avx512", "avx2", "scalar", "reference"]
+IsaName = Literal["auto", "avx512", "avx2", "neon", "scalar", "reference"]
 MAX_YARN_FACTOR = 32
 """The largest that was ever tried: Peng et al. 2023, arXiv:2309.00071, section 4. Qwen's own advice is 4."""
 

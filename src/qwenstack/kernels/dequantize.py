@@ -16,6 +16,20 @@ import numpy as np
 
 from qwenstack.core.weight_type import WeightType
 
+FLOAT16_OFFSETS = {
+    WeightType.Q4_0: (0,),
+    WeightType.Q4_1: (0, 2),
+    WeightType.Q5_0: (0,),
+    WeightType.Q5_1: (0, 2),
+    WeightType.Q8_0: (0,),
+    WeightType.Q2_K: (80, 82),
+    WeightType.Q3_K: (108,),
+    WeightType.Q4_K: (0, 2),
+    WeightType.Q5_K: (0, 2),
+    WeightType.Q6_K: (208,),
+}
+"""Where a block keeps its float16 scales and offsets; all other bytes may be anything."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedRows:

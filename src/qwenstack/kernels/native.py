@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 
@@ -169,8 +170,7 @@ class NativeKernels:
 def supported_isas() -> tuple[Isa, ...]:
     """Return the instruction sets that were built and that this processor has, the fastest first."""
     names = _native.supported_isas()
-    isas: tuple[Isa, ...] = ("avx512", "avx2", "scalar")
-    return tuple(isa for isa in isas if isa in names)
+    return tuple(isa for isa in get_args(Isa) if isa in names)
 
 
 def _own(packed: PackedLinear, operation: str) -> _native.PackedLinear:

@@ -16,7 +16,7 @@ import numpy as np
 
 from qwenstack.core.weight_type import WeightType
 
-Isa: TypeAlias = Literal["avx512", "avx2", "scalar"]
+Isa: TypeAlias = Literal["avx512", "avx2", "neon", "scalar"]
 """Instruction sets that the C++ kernels are built for; all give the same bits."""
 ActivationBits: TypeAlias = Literal[8, 16]
 """How finely activations are rounded where they meet quantised weights."""

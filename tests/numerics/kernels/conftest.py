@@ -10,17 +10,7 @@ import pytest
 
 from qwenstack.core.weight_type import WeightType
 from qwenstack.kernels import Kernels, load_kernels, supported_isas
-
-HALVES = {
-    WeightType.Q2_K: (80, 82),
-    WeightType.Q3_K: (108,),
-    WeightType.Q4_K: (0, 2),
-    WeightType.Q5_K: (0, 2),
-    WeightType.Q6_K: (208,),
-    WeightType.Q4_1: (0, 2),
-    WeightType.Q5_1: (0, 2),
-}
-"""Where a block keeps its float16 numbers; byte 0 for the other quantised types."""
+from qwenstack.kernels.dequantize import FLOAT16_OFFSETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +41,7 @@ def make_weight() -> MakeWeight:
         else:
             data = rng.integers(0, 256, (rows, weight_type.row_bytes(columns)), np.uint8)
             blocks = data.reshape(-1, weight_type.block_bytes)
-            for offset in HALVES.get(weight_type, (0,)):
+            for offset in FLOAT16_OFFSETS[weight_type]:
                 scales = rng.normal(scale=0.05, size=(len(blocks), 1)).astype(np.float16)
                 blocks[:, offset : offset + 2] = scales.view(np.uint8)
         return Weight(weight_type=weight_type, shape=(rows, columns), data=data)

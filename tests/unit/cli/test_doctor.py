@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import socket
 from pathlib import Path
 
 import pytest
 
+from qwenstack import kernels
 from qwenstack.cli.app import main
-from qwenstack.cli.doctor import check_memory, check_models, check_port, check_precision, check_web_page
+from qwenstack.cli.doctor import (
+    check_bandwidth,
+    check_memory,
+    check_models,
+    check_port,
+    check_precision,
+    check_self_test,
+    check_web_page,
+)
 from qwenstack.cli.machine import describe_machine, useful_flags
 from qwenstack.cli.settings import EngineSettings, ServerSettings, Settings
+from qwenstack.kernels import Isa, SelfTest, supported_isas
 
 NAMES = [
     "python",
@@ -20,8 +31,10 @@ NAMES = [
     "cpu",
     "cores",
     "kernels",
+    "self-test",
     "precision",
     "memory",
+    "bandwidth",
     "models",
     "web page",
     "port",
@@ -47,6 +60,39 @@ def test_the_types_in_use_are_named():
     assert check_precision(settings).found == (
         "weights int8, keys and values int8, activations 8 bits, 16 bits for prompts of at most 256 tokens"
     )
+
+
+def test_the_self_test_of_the_chosen_instruction_set_is_told_with_its_time():
+    isa = supported_isas()[0]
+    check = check_self_test(Settings())
+    assert check.status == "ok"
+    assert re.fullmatch(rf"{isa} computes all \d+ operations as numpy does \(\d+ ms\)", check.found)
+    reference = check_self_test(Settings(engine=EngineSettings(isa="reference")))
+    assert (reference.status, reference.advice) == ("ok", "")
+
+
+def test_an_instruction_set_that_computes_nonsense_is_named(monkeypatch: pytest.MonkeyPatch):
+    def tested(isa: Isa) -> SelfTest:
+        wrong = () if isa == "scalar" else ("linear Q4_K", "attend int8")
+        return SelfTest(num_operations=26, wrong=wrong, duration_s=0.012)
+
+    monkeypatch.setattr(kernels, "self_test_of", tested)
+    monkeypatch.setattr(kernels, "isas_to_try", lambda isa: ("avx2", "scalar"))
+    check = check_self_test(Settings())
+    assert check.status == "warn"
+    assert check.found == (
+        "avx2 computes linear Q4_K, attend int8 wrongly (12 ms); "
+        "scalar computes all 26 operations as numpy does (12 ms)"
+    )
+    assert "report" in check.advice
+    monkeypatch.setattr(kernels, "isas_to_try", lambda isa: ("avx2",))
+    assert check_self_test(Settings()).found.endswith("; none computes right numbers, so numpy does, very slowly")
+
+
+def test_memory_is_read_where_there_is_some():
+    check = check_bandwidth(Settings(engine=EngineSettings(num_threads=1)), 8 << 30)
+    assert re.fullmatch(r"1 thread reads \d+\.\d GB/s of memory", check.found)
+    assert check_bandwidth(Settings(), 100 << 20).found.startswith("not measured")
 
 
 def test_little_memory_is_worth_a_warning():

@@ -11,18 +11,9 @@ from hypothesis import strategies as st
 
 from qwenstack.core.weight_type import WeightType
 from qwenstack.kernels import dequantize
-from qwenstack.kernels.dequantize import bfloat16_to_float32, float32_to_bfloat16, unpack
+from qwenstack.kernels.dequantize import FLOAT16_OFFSETS, bfloat16_to_float32, float32_to_bfloat16, unpack
 
 QUANTIZED = [weight_type for weight_type in WeightType if not weight_type.is_float]
-HALVES = {
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q6_K": (208,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q4_1": (0, 2),
-    "Q5_1": (0, 2),
-}
 
 
 def random_rows(weight_type: WeightType, rows: int, blocks: int, seed: int) -> np.ndarray:
@@ -31,7 +22,7 @@ def random_rows(weight_type: WeightType, rows: int, blocks: int, seed: int) -> n
     data = rng.integers(0, 256, (rows, blocks * weight_type.block_bytes), np.uint8)
     if not weight_type.is_float:
         by_block = data.reshape(-1, weight_type.block_bytes)
-        for offset in HALVES.get(weight_type.name, (0,)):
+        for offset in FLOAT16_OFFSETS[weight_type]:
             by_block[:, offset + 1] &= 0xBF
     return data
 
