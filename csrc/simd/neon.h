@@ -235,24 +235,28 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
     });
 }
 
-// The dot instruction takes signed bytes. A code of at most 127 is one; a wide code is 128 more than one, and the
-// activations' sum times 128 is added first: as minus their dot with -128, which is a signed byte where 128 is none.
-template <bool kWide>
-QWENSTACK_INLINE I32x16 dot4(I32x16 total, U8x64 codes, const int8_t* activations) {
-    int32_t four;
-    std::memcpy(&four, activations, sizeof four);
-    const int8x16_t all = vreinterpretq_s8_s32(vdupq_n_s32(four));
-    if constexpr (!kWide) {
-        return map_integer_quarters(
-            [&](int i) { return vdotq_s32(total.quarter[i], vreinterpretq_s8_u8(codes.quarter[i]), all); });
+// The dot instruction takes signed bytes. A code of at most 6 bits is one; one of 8 bits becomes one by losing its
+// zero.
+template <int kCodeBits>
+struct DotSum {
+    static constexpr size_t kSettleAfter = 8;
+    I32x16 total;
+
+    QWENSTACK_INLINE void start(int32_t zero, int32_t minus_sum) {
+        total = broadcast_integer(kCodeBits == 8 ? 0 : zero * minus_sum);
     }
-    const int32x4_t minus_128_sums = vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(-128), all);
-    const uint8x16_t top_bit = vdupq_n_u8(128);
-    return map_integer_quarters([&](int i) {
-        const int8x16_t signed_codes = vreinterpretq_s8_u8(veorq_u8(codes.quarter[i], top_bit));
-        return vdotq_s32(vsubq_s32(total.quarter[i], minus_128_sums), signed_codes, all);
-    });
-}
+    QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
+        int32_t four;
+        std::memcpy(&four, activations, sizeof four);
+        const int8x16_t all = vreinterpretq_s8_s32(vdupq_n_s32(four));
+        const uint8x16_t zero = vdupq_n_u8(kCodeBits == 8 ? 128 : 0);
+        total = map_integer_quarters([&](int i) {
+            return vdotq_s32(total.quarter[i], vreinterpretq_s8_u8(veorq_u8(codes.quarter[i], zero)), all);
+        });
+    }
+    QWENSTACK_INLINE void settle() {}
+    QWENSTACK_INLINE I32x16 result() const { return total; }
+};
 
 }  // namespace
 }  // namespace qwenstack
