@@ -36,10 +36,7 @@ class OpenVinoDriver:
 
     def run(self, prompts: list[list[int]], max_tokens: int) -> Timed:
         """See `PeerDriver`."""
-        config = openvino_genai.GenerationConfig()
-        config.max_new_tokens = max_tokens
-        config.ignore_eos = True
-        config.do_sample = False
+        config = _greedy(max_tokens)
         inputs = [openvino.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
         start = time.perf_counter()
         handles = [self.pipeline.add_request(index, ids, config) for index, ids in enumerate(inputs)]
@@ -49,7 +46,7 @@ class OpenVinoDriver:
         while self.pipeline.has_non_finished_requests():
             self.pipeline.step()
         end = time.perf_counter()
-        answers = [_token_ids(handle) for handle in handles]
+        answers = [list(handle.read_all()[0].generated_ids) for handle in handles]
         return {
             "prefill_s": all_read - start,
             "decode_s": end - all_read,
@@ -59,10 +56,26 @@ class OpenVinoDriver:
             "first_token_ids": [answer[0] for answer in answers],
         }
 
+    def score(self, windows: list[list[int]]) -> float:
+        """See `PeerDriver`."""
+        config = _greedy(1)
+        config.echo = True  # the prompt comes back before the answer, with what each token was worth
+        config.logprobs = 1
+        nll = 0.0
+        for window in windows:
+            handle = self.pipeline.add_request(0, openvino.Tensor(np.array([window], np.int64)), config)
+            while self.pipeline.has_non_finished_requests():
+                self.pipeline.step()
+            nll -= sum(handle.read_all()[0].generated_log_probs[1 : len(window)])
+        return nll
 
-def _token_ids(handle: openvino_genai.py_openvino_genai.GenerationHandle) -> list[int]:
-    (output,) = handle.read_all()
-    return list(output.generated_ids)
+
+def _greedy(max_tokens: int) -> openvino_genai.GenerationConfig:
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = max_tokens
+    config.ignore_eos = True
+    config.do_sample = False
+    return config
 
 
 if __name__ == "__main__":

@@ -22,6 +22,6 @@ def test_xquad_is_its_paragraphs_chinese_first(tmp_path: Path):
 def test_a_text_that_cannot_be_read_is_a_sentence(tmp_path: Path):
     with pytest.raises(ConfigError, match="--text"):
         read_xquad(tmp_path)
-    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    (tmp_path / "latin").write_bytes(b"\xe9t\xe9")
     with pytest.raises(ConfigError, match="UTF-8"):
         read_text(tmp_path / "latin")
