@@ -88,7 +88,7 @@ class LlamaDriver:
         self.c.llama_backend_init()
         self.model: Any = None
         self.context: Any = None
-        self.shape = (0, 0)
+        self.shape = (0, 0, False)
 
     def load(self, path: str, num_threads: int) -> Loaded:
         """See `PeerDriver`."""
@@ -136,7 +136,7 @@ class LlamaDriver:
         nll = 0.0
         batch = self.c.llama_batch_init(LOGICAL_BATCH, 0, 1)
         for window in windows:
-            context = self._context(1, len(window))
+            context = self._context(1, len(window), every_row=True)
             for start in range(0, len(window) - 1, SCORED_ROWS):
                 ids = window[start : start + SCORED_ROWS]
                 self._decode(context, batch, [(token, start + i, 0, True) for i, token in enumerate(ids)])
@@ -148,20 +148,23 @@ class LlamaDriver:
         return nll
 
     def quantise(self, source: str, target: str, type_name: str) -> None:
-        """See `PeerDriver`."""
+        """See `PeerDriver`; `pure-` before a type leaves no tensor to llama.cpp's own choice of better ones."""
+        is_pure, type_name = type_name.startswith("pure-"), type_name.removeprefix("pure-")
         file_type = getattr(self.c, f"LLAMA_FTYPE_MOSTLY_{type_name}", None)
         if file_type is None:
             raise RefusalError(f"{self.lib.engine} knows no type {type_name!r}")
         params = self.c.llama_model_quantize_default_params()
         params.ftype = file_type
         params.allow_requantize = True
+        params.pure = is_pure
         if self.c.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)):
             raise RefusalError(f"{self.lib.engine} cannot make {type_name} of this file")
 
-    def _context(self, num_streams: int, length: int) -> Any:
-        """Return an empty context; the cells of one are shared evenly by its streams."""
+    def _context(self, num_streams: int, length: int, *, every_row: bool = False) -> Any:
+        """Return an empty context, its cells shared evenly by its streams; it may give logits of every row."""
         length = -(-length // 256) * 256
-        if self.shape != (num_streams, length):
+        shape = (num_streams, length, every_row)
+        if self.shape != shape:
             if self.context:
                 self.c.llama_free(self.context)
             params = self.c.llama_context_default_params()
@@ -169,11 +172,13 @@ class LlamaDriver:
             params.n_seq_max = num_streams
             params.n_batch = LOGICAL_BATCH
             params.n_threads = params.n_threads_batch = self.num_threads
+            if every_row and hasattr(params, "n_outputs_max_per_seq"):
+                params.n_outputs_max_per_seq = 0  # no limit
             self.lib.set_context(params)
             self.context = self.c.llama_init_from_model(self.model, params)
             if not self.context:
                 raise RefusalError(f"{self.lib.engine} has no room for {num_streams} streams of {length} tokens")
-            self.shape = (num_streams, length)
+            self.shape = shape
         self.lib.clear(self.context)
         return self.context
 
@@ -211,8 +216,8 @@ class LlamaDriver:
         return int(self._logits(context, row).argmax())
 
     def _missing_tokens(self, context: Any, num_tokens: int) -> int:
-        """Return the tokens that were not computed, by the library's own counters."""
-        return num_tokens - sum(self.lib.take_counts(context))
+        """Return the tokens that were not computed, by the library's own counters; they say 1 where there was none."""
+        return max(num_tokens - sum(self.lib.take_counts(context)), 0)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ class Contest:
     peers: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = ()
     """Other engines, of llama.cpp, ik_llama.cpp, openvino and transformers; none given: all."""
     files: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (_STORED, "Q4_0", "Q8_0")
-    """`stored`, the model's own file; a type, such as Q4_0, made from it by llama.cpp; or a .gguf file."""
+    """`stored`, the model's own file; a type, such as Q4_0, made from it by llama.cpp, or pure-Q4_0 with the same type
+    for all matrices; or a .gguf file."""
     num_threads: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
     """Threads of each engine; default: one for each core."""
     environment: Path | None = None

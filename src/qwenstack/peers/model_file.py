@@ -11,6 +11,7 @@ import numpy as np
 from qwenstack.core.errors import ModelFormatError
 from qwenstack.hub.checkpoint import open_checkpoint
 from qwenstack.models import kv_bytes_per_token, read_config
+from qwenstack.tokenizer import Tokenizer
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
@@ -22,6 +23,7 @@ class ModelFile:
     path: Path
     num_bytes: int
     vocab_size: int
+    """Without the rows that only pad the matrices."""
     weight_bytes_per_step: int
     """All weights; of an embedding that is no head, a row is looked up, which is nothing."""
     kv_bytes_per_token: int
@@ -34,12 +36,11 @@ class ModelFile:
             with open_checkpoint(path) as checkpoint:
                 config = read_config(checkpoint)
                 sizes = {name: tensor.data.nbytes for name, tensor in checkpoint.tensors.items()}
-                tokens = checkpoint.metadata.get("tokenizer.ggml.tokens")
+                num_tokens = Tokenizer.from_gguf(checkpoint.metadata).vocab_size
         except ModelFormatError:
             return None
         if _HEAD in sizes:
             sizes.pop(_EMBEDDING, None)
-        num_tokens = len(tokens) if isinstance(tokens, list) else config.vocab_size
         return cls(
             path=path,
             num_bytes=path.stat().st_size,
