@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make run` starts the assistant, `make test` runs all tests.
-# Needs Python >= 3.11, a C++ compiler and make; everything else is installed into .venv (running) and .venv-test (tests).
+# Needs Python >= 3.11, a C++ compiler and make; everything else is installed into .venv (running), .venv-test (tests) and .venv-peers (`make bench`).
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 MODEL ?= auto
 PORT ?= 8000
+BENCH_FLAGS ?=
 PYTEST_FLAGS ?= -n 2 --dist loadgroup
 
 RUN := .venv/bin
@@ -15,7 +16,7 @@ NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 WEB_SOURCES := $(shell find web -type f -not -path '*/node_modules/*' 2>/dev/null)
 STATIC := src/qwenstack/serving/static/index.html
 
-.PHONY: help run serve chat pull test test-arm test-long test-python test-sanitize test-web lint format bench web install clean
+.PHONY: help run serve chat pull test test-arm test-long test-python test-sanitize test-web lint format bench peers web install clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -93,8 +94,11 @@ format: .venv-test/installed ## Put the code into its format
 	$(DEV)/ruff check --fix .
 	$(DEV)/clang-format -i $$(git ls-files '*.h' '*.cc')
 
-bench: .venv/installed ## Measure the engine on this machine
-	$(RUN)/qwenstack bench engine $(MODEL)
+bench: .venv/installed peers ## Measure the engine beside others on this machine (BENCH_FLAGS="--files stored")
+	$(RUN)/qwenstack bench peers $(BENCH_FLAGS)
+
+peers: ## Install the engines that we are compared with, built for this machine
+	@PYTHON=$(PYTHON) tools/install_peers.sh
 
 clean: ## Remove environments and build results (downloaded models stay)
-	rm -rf .venv .venv-test .venv-node build dist web/node_modules src/qwenstack/serving/static
+	rm -rf .venv .venv-test .venv-node .venv-peers build dist web/node_modules src/qwenstack/serving/static

@@ -22,6 +22,8 @@ from qwenstack.cli.machine import describe_machine
 from qwenstack.cli.needle import needle
 from qwenstack.cli.options import AsJson, Assignments, ModelArgument
 from qwenstack.cli.output import print_json, print_table
+from qwenstack.cli.peers import peers
+from qwenstack.cli.perplexity import perplexity
 from qwenstack.cli.profile import Profiler, Section, print_profile
 from qwenstack.cli.settings import load_settings
 from qwenstack.core.errors import EngineError
@@ -30,6 +32,8 @@ from qwenstack.core.sampling_params import SamplingParams
 
 bench = App(name="bench", help="Measure speed, and what a model finds in long texts.")
 bench.command(needle)
+bench.command(peers)
+bench.command(perplexity)
 
 _AT_LEAST_ONE = Parameter(validator=Number(gte=1))
 _AT_LEAST_TWO = Parameter(validator=Number(gte=2))

@@ -31,6 +31,8 @@ COMMANDS = [
     "bench",
     "bench engine",
     "bench needle",
+    "bench peers",
+    "bench perplexity",
     "replay",
     "config",
     "config show",
@@ -67,6 +69,10 @@ def test_the_help_is_the_one_that_was_read_and_agreed_on(command: str, capsys: p
         (["config", "show", "--set", "server.prot=1"], "Did you mean 'server.port'?"),
         (["serve", "--port", "70000"], "server.port is 70000 (from the command line)"),
         (["bench", "engine", "--batch", "0"], "--batch"),
+        (["bench", "peers", "--workloads", "train-1"], "prefill-TOKENS, decode-STREAMS or context-TOKENS"),
+        (["bench", "peers", "--peers", "vllm"], "choose from llama.cpp"),
+        (["bench", "peers", "--environment", "nowhere"], "`make peers`"),
+        (["bench", "perplexity"], "QWENSTACK_DATA"),
     ],
 )
 def test_a_wrong_request_gets_one_sentence_and_exit_code_2(

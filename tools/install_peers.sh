@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Installs the engines that `qwenstack bench peers` compares with into .venv-peers, each on its own: one that does not
+# build leaves its reason in .venv-peers/not-built, and the others are there. llama.cpp and its fork are compiled for this
+# machine, which takes 10 to 30 minutes each, once.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+env=.venv-peers
+[ -x "$env/bin/pip" ] || "${PYTHON:-python3}" -m venv "$env"
+mkdir -p "$env/not-built"
+
+pip_install() {
+  "$env/bin/python" -m pip install --disable-pip-version-check --quiet "$@"
+}
+
+# peer PACKAGE ARGUMENTS: installs it, unless it is there.
+peer() {
+  local package=$1 log
+  shift
+  if "$env/bin/python" -m pip show --quiet "$package" 2>/dev/null; then
+    return
+  fi
+  echo "Installing $package into $env ..."
+  log=$env/not-built/$package.log
+  if pip_install "$@" >"$log" 2>&1; then
+    rm -f "$log" "$env/not-built/$package"
+  else
+    { grep -iE 'error' "$log" | tail -n 1 | cut -c1-300 || true; } >"$env/not-built/$package"
+    echo "$package was not built: $(cat "$env/not-built/$package") ($log)"
+  fi
+}
+
+export CMAKE_ARGS="-DGGML_NATIVE=ON ${CMAKE_ARGS:-}"
+peer torch 'torch==2.13.0' # first, and the exact one: what asks for any torch would bring a build for GPUs
+peer transformers 'transformers>=5.23' 'gguf>=0.19' accelerate
+peer openvino-genai 'openvino-genai==2026.4.1.*'
+peer llama-cpp-python --no-binary llama-cpp-python 'llama-cpp-python==0.3.36'
+peer ik-llama-cpp-python --no-binary ik-llama-cpp-python 'ik-llama-cpp-python==0.1.5'
