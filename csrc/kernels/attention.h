@@ -21,6 +21,7 @@ namespace qwenstack {
 namespace {
 
 static constexpr size_t kChunkKeys = 32;
+static constexpr size_t kLineBytes = 64;
 // Rows × keys, and rows × vectors of a value, that are summed at the same time: as many as the registers hold.
 static constexpr size_t kRowsTogether = kVectorRegisters >= 32 ? 4 : 2;
 static constexpr size_t kValueVectors = kVectorRegisters >= 32 ? 4 : 2;
@@ -78,8 +79,13 @@ public:
         start_rows();
         const size_t num_keys = first_position_ + part_.num_queries;
         for (size_t first_key = 0; first_key < num_keys; first_key += kChunkKeys) {
-            const size_t count = num_keys - first_key < kChunkKeys ? num_keys - first_key : kChunkKeys;
-            with_cache_type(type_, [&]<CacheType kType>() { load_chunk<kType>(first_key, count); });
+            const size_t left = num_keys - first_key;
+            with_cache_type(type_, [&]<CacheType kType>() {
+                load_chunk<kType>(first_key, smaller(left, kChunkKeys));
+                if (left > kChunkKeys) {
+                    prefetch_chunk<kType>(first_key + kChunkKeys, smaller(left - kChunkKeys, kChunkKeys));
+                }
+            });
             size_t row = first_key <= first_position_ ? 0 : (first_key - first_position_) * group_;
             for (; row < num_rows_; row += kRowsTogether) {
                 const size_t left = num_rows_ - row;
@@ -102,25 +108,47 @@ private:
         }
     }
 
-    // Reads the keys, transposed, and the values of a chunk. Keys beyond the sequence count as 0; nobody sees them.
-    template <CacheType kType>
-    void load_chunk(size_t first_key, size_t num_keys) {
-        using Value = typename CacheValue<kType>::Type;
+    // Calls `function(key, index)` for keys of a chunk with the places of their rows in the caches.
+    template <CacheType kType, typename Function>
+    QWENSTACK_INLINE void for_each_key(size_t first_key, size_t num_keys, Function function) const {
         const int32_t* const blocks = job_.block_table + part_.sequence * job_.max_blocks;
         size_t block = first_key / job_.block_size;
         size_t offset = first_key % job_.block_size;
-        const Value* keys[kChunkKeys];
         for (size_t key = 0; key < num_keys; ++key) {
-            const size_t index = cache_index<kType>(static_cast<size_t>(blocks[block]), part_.kv_head, offset,
-                                                    job_.num_kv_heads, job_.block_size, job_.head_dim);
-            keys[key] = static_cast<const Value*>(job_.k_cache) + index;
-            load_row<kType>(static_cast<const Value*>(job_.v_cache) + index, job_.head_dim,
-                            scratch_.values + key * padded_);
+            function(key, cache_index<kType>(static_cast<size_t>(blocks[block]), part_.kv_head, offset,
+                                             job_.num_kv_heads, job_.block_size, job_.head_dim));
             if (++offset == job_.block_size) {
                 offset = 0;
                 ++block;
             }
         }
+    }
+
+    // Asks for the rows of a chunk before they are needed: they lie in runs too short for the hardware to foresee.
+    template <CacheType kType>
+    QWENSTACK_NOINLINE void prefetch_chunk(size_t first_key, size_t num_keys) const {
+        using Value = typename CacheValue<kType>::Type;
+        const size_t row_bytes = cache_index<kType>(0, 0, 1, 1, 1, job_.head_dim) * sizeof(Value);
+        for_each_key<kType>(first_key, num_keys, [&](size_t, size_t index) {
+            for (size_t byte = 0; byte < row_bytes; byte += kLineBytes) {
+                __builtin_prefetch(reinterpret_cast<const char*>(static_cast<const Value*>(job_.k_cache) + index) +
+                                   byte);
+                __builtin_prefetch(reinterpret_cast<const char*>(static_cast<const Value*>(job_.v_cache) + index) +
+                                   byte);
+            }
+        });
+    }
+
+    // Reads the keys, transposed, and the values of a chunk. Keys beyond the sequence count as 0; nobody sees them.
+    template <CacheType kType>
+    QWENSTACK_NOINLINE void load_chunk(size_t first_key, size_t num_keys) {
+        using Value = typename CacheValue<kType>::Type;
+        const Value* keys[kChunkKeys];
+        for_each_key<kType>(first_key, num_keys, [&](size_t key, size_t index) {
+            keys[key] = static_cast<const Value*>(job_.k_cache) + index;
+            load_row<kType>(static_cast<const Value*>(job_.v_cache) + index, job_.head_dim,
+                            scratch_.values + key * padded_);
+        });
         for (size_t start = 0; start < kChunkKeys; start += 16) {
             const size_t count = num_keys <= start ? 0 : num_keys - start;
             load_transposed_keys<kType>(keys + start, count < 16 ? count : 16, scratch_.keys + start);
@@ -158,8 +186,8 @@ private:
             scores[r][0] = scores[r][1] = broadcast(0.0f);
         }
         for (size_t i = 0; i < job_.head_dim; ++i) {
-            const F32x16 low = load(scratch_.keys + i * kChunkKeys);
-            const F32x16 high = load(scratch_.keys + i * kChunkKeys + 16);
+            const F32x16 low = kept(load(scratch_.keys + i * kChunkKeys));
+            const F32x16 high = kept(load(scratch_.keys + i * kChunkKeys + 16));
             for (size_t r = 0; r < kRows; ++r) {
                 const F32x16 query = broadcast(rows[r].query[i]);
                 scores[r][0] = fma(query, low, scores[r][0]);
@@ -167,35 +195,47 @@ private:
             }
         }
         F32x16 corrections[kRows];
-        for (size_t r = 0; r < kRows; ++r) {
-            corrections[r] = weigh(scores[r], rows[r].num_visible, first_row + r, scratch_.shares + r * kChunkKeys);
-        }
+        weigh<kRows>(first_row, rows, scores, corrections);
         add_values<kRows>(first_row, rows, corrections);
     }
 
-    // Turns a row's scores into shares, updates its maximum and weights, and returns what older results are worth.
-    QWENSTACK_INLINE F32x16 weigh(const F32x16 (&scores)[2], size_t num_visible, size_t row, float* shares) {
-        const I32x16 limit = broadcast_integer(static_cast<int32_t>(num_visible));
-        const I32x16 is_visible[2] = {is_greater(limit, lane_numbers()),
-                                      is_greater(limit, lane_numbers() + broadcast_integer(16))};
+    // Turns the rows' scores into shares, updates their maxima and weights, and says what older results are worth. The
+    // rows go through each step together, so that they wait for its latency at the same time.
+    template <size_t kRows>
+    QWENSTACK_INLINE void weigh(size_t first_row, const AttentionRow (&rows)[kRows], const F32x16 (&scores)[kRows][2],
+                                F32x16 (&corrections)[kRows]) {
         const I32x16 hidden = bits_of(broadcast(-__builtin_inff()));
-        F32x16 scaled[2];
-        for (int i = 0; i < 2; ++i) {
-            const F32x16 score = scores[i] * broadcast(job_.scale);
-            scaled[i] = float_of(select(is_visible[i], bits_of(score), hidden));
+        F32x16 scaled[kRows][2];
+        I32x16 is_visible[kRows][2];
+        for (size_t r = 0; r < kRows; ++r) {
+            const I32x16 limit = broadcast_integer(static_cast<int32_t>(rows[r].num_visible));
+            is_visible[r][0] = is_greater(limit, lane_numbers());
+            is_visible[r][1] = is_greater(limit, lane_numbers() + broadcast_integer(16));
+            for (int i = 0; i < 2; ++i) {
+                const F32x16 score = scores[r][i] * broadcast(job_.scale);
+                scaled[r][i] = float_of(select(is_visible[r][i], bits_of(score), hidden));
+            }
         }
-        const F32x16 old_maximum = broadcast(scratch_.maxima[row]);
-        const F32x16 maximum = max(old_maximum, broadcast(largest(max(scaled[0], scaled[1]))));
-        const F32x16 correction = exponential(old_maximum - maximum);
-        F32x16 share[2];
-        for (int i = 0; i < 2; ++i) {
-            share[i] = float_of(bits_of(exponential(scaled[i] - maximum)) & is_visible[i]);
-            store(shares + 16 * i, share[i]);
+        float maxima[kRows];
+        for (size_t r = 0; r < kRows; ++r) {
+            const float largest_score = largest(max(scaled[r][0], scaled[r][1]));
+            const float old_maximum = scratch_.maxima[first_row + r];
+            maxima[r] = old_maximum > largest_score ? old_maximum : largest_score;  // NaN stays
+            // Mostly the maximum stays, and e^0 is 1.
+            corrections[r] =
+                maxima[r] == old_maximum ? broadcast(1.0f) : exponential(broadcast(old_maximum - maxima[r]));
+            scratch_.maxima[first_row + r] = maxima[r];
         }
-        float* const weights = scratch_.weights + 16 * row;
-        store(weights, fma(load(weights), correction, share[0] + share[1]));
-        scratch_.maxima[row] = largest(maximum);
-        return correction;
+        for (size_t r = 0; r < kRows; ++r) {
+            F32x16 share[2];
+            for (int i = 0; i < 2; ++i) {
+                const F32x16 power = exponential(scaled[r][i] - broadcast(maxima[r]));
+                share[i] = float_of(bits_of(power) & is_visible[r][i]);
+                store(scratch_.shares + r * kChunkKeys + 16 * i, share[i]);
+            }
+            float* const weights = scratch_.weights + 16 * (first_row + r);
+            store(weights, fma(load(weights), corrections[r], share[0] + share[1]));
+        }
     }
 
     template <size_t kRows>
@@ -224,7 +264,7 @@ private:
         for (size_t key = 0; key < seen_by_all; ++key) {
             F32x16 value[kCount];
             for (size_t i = 0; i < kCount; ++i) {
-                value[i] = load(scratch_.values + key * padded_ + column + 16 * i);
+                value[i] = kept(load(scratch_.values + key * padded_ + column + 16 * i));
             }
             for (size_t r = 0; r < kRows; ++r) {
                 const F32x16 share = broadcast(scratch_.shares[r * kChunkKeys + key]);

@@ -19,9 +19,6 @@
 namespace qwenstack {
 namespace {
 
-// Inner loops get registers of their own.
-#define QWENSTACK_NOINLINE __attribute__((noinline))
-
 // Tiles that are multiplied together, of one format.
 struct TileSet {
     const Segment* segment;  // of the first tile

@@ -12,6 +12,9 @@
 #define QWENSTACK_UNROLL _Pragma("GCC unroll 8")
 #endif
 
+// For functions around an inner loop: it gets registers of its own.
+#define QWENSTACK_NOINLINE __attribute__((noinline))
+
 namespace qwenstack {
 namespace {
 

@@ -206,6 +206,11 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
     return a & mask;
 }
 
+QWENSTACK_INLINE F32x16 kept(F32x16 a) {
+    asm("" : "+x"(a.low), "+x"(a.high));
+    return a;
+}
+
 // Keeps the compiler from putting off sums until it runs out of registers.
 QWENSTACK_INLINE void keep_in_registers(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
 

@@ -143,6 +143,11 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
     return a & mask;
 }
 
+QWENSTACK_INLINE F32x16 kept(F32x16 a) {
+    asm("" : "+v"(a.v));
+    return a;
+}
+
 template <int kCodeBits>
 struct DotSum {
     static constexpr size_t kSettleAfter = 8;

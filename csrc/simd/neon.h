@@ -235,6 +235,8 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
     });
 }
 
+QWENSTACK_INLINE F32x16 kept(F32x16 a) { return a; }
+
 // The dot instruction takes signed bytes. A code of at most 6 bits is one; one of 8 bits becomes one by losing its
 // zero.
 template <int kCodeBits>

@@ -37,16 +37,16 @@ def function_lark(name: str, parameters: Json) -> str:
             f"{', '.join(f'`{one}`' for one in extra) or 'another form'} cannot be held to."
         )
     properties, required = checked.get("properties", {}), checked.get("required", [])
-    assert isinstance(properties, dict)
-    names = (
-        [*properties, *(str(one) for one in required if one not in properties)] if isinstance(required, list) else []
-    )
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        raise GrammarRefusal("`properties` must be an object, `required` a list of names in it.")
+    required_names = [str(one) for one in required]
+    names = list(dict.fromkeys([*properties, *required_names]))
     parts = [json.dumps(f"<function={name}>\n")]
     for key in names:
         schema: Json = properties.get(key, True)
         value = _value_lark(schema, {"$ref": f"{root}/properties/{_pointer(key)}", "$defs": {"arguments": checked}})
         part = f"{_open(key)} {value} {json.dumps(chr(10))}"
-        parts.append(part if key in required else f"({part})?")
+        parts.append(part if key in required_names else f"({part})?")
     others = checked.get("additionalProperties", True)
     if not names and others is not False:
         value = _value_lark(others, others)
