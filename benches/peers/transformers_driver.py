@@ -28,7 +28,7 @@ class TransformersDriver:
         flags = CPUINFO.read_text().split() if CPUINFO.exists() else []
         dtype = torch.bfloat16 if {"avx512_bf16", "amx_bf16", "bf16"} & set(flags) else torch.float32
         file = Path(path)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=dtype
         ).eval()
         embedding, head = self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight

@@ -67,7 +67,7 @@ def test_ids_may_be_in_any_kind_of_sequence(llm: LLM) -> None:
 @pytest.mark.parametrize("role", ["system", "user", "tool"])
 def test_a_message_without_content_is_refused_as_the_server_does(llm: LLM, role: Any) -> None:
     with pytest.raises(RequestError) as of_server:
-        ChatMessageRequest(role=role).to_message(1)
+        ChatMessageRequest(role=role, tool_calls=None).to_message(1)
     for turn in ({"role": role}, {"role": role, "content": None}):
         with pytest.raises(RequestError) as refusal:
             llm.chat([*QUESTION, turn], PARAMS)
