@@ -14,12 +14,13 @@ from qwenstack.core.errors import CapacityError, RequestError
 from qwenstack.core.grammar import Grammar, GrammarKind
 from qwenstack.engine.grammar import GrammarCompiler, TokenConstraint
 from qwenstack.engine.grammar import compiler as compiler_module
-from qwenstack.tokenizer import Tokenizer
+from qwenstack.tokenizer import ChatMarkers, Tokenizer
 
 
 class ByteTokenizer:
     """The attributes of a tokenizer that the compiler reads."""
 
+    chat_markers = ChatMarkers()
     vocab_size = len(BYTE_TABLE.tokens)
     eos_token_ids = frozenset(BYTE_TABLE.eos_token_ids)
     added_token_ids = frozenset(BYTE_TABLE.eos_token_ids)
