@@ -13,10 +13,14 @@ An answer with `error` says in a sentence why there is no other one. The end of 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 from typing import Any, Protocol, TypedDict
+
+_PR_SET_PDEATHSIG = 1
 
 
 class RefusalError(Exception):
@@ -72,6 +76,7 @@ class PeerDriver(Protocol):
 
 def serve(driver: object) -> None:
     """Answer requests until the input ends."""
+    _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print what they like; it must not stand between the answers
     for line in sys.stdin:
@@ -83,6 +88,12 @@ def serve(driver: object) -> None:
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for an end with the coordinator's: one that is stopped would never read that its input has ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answer(driver: Any, request: dict[str, Any]) -> Any:

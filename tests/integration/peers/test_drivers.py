@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from support import fake_peer
 
+import qwenstack
 from qwenstack.peers.comparison import Findings, Plan, compare
 from qwenstack.peers.driver_process import DriverProcess, Loaded, PeerError, Scored, Timed
 from qwenstack.peers.workload import Workload
@@ -66,6 +69,36 @@ def test_a_driver_that_is_not_asked_uses_no_processor_even_if_it_spins():
         time.sleep(0.3)
         assert _processor_ticks(driver.pid) == before
         assert driver.ask({"op": "score", "windows": [[1, 2]]}, Scored).num_tokens == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_a_driver_that_is_held_still_does_not_outlive_its_coordinator():
+    script = f"""
+import time
+from qwenstack.peers.driver_process import DriverProcess, Scored
+driver = DriverProcess("fake", {FAKE!r})
+driver.ask({{"op": "score", "windows": [[1, 2]]}}, Scored)
+print(driver.pid, flush=True)
+time.sleep(60)
+"""
+    environ = {**os.environ, "PYTHONPATH": str(Path(qwenstack.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, env=environ, start_new_session=True
+    ) as coordinator:
+        assert coordinator.stdout is not None
+        pid = int(coordinator.stdout.readline())
+        coordinator.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and _state(pid) != "Z" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{pid}").exists() or _state(pid) == "Z"
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def _processor_ticks(pid: int) -> int:
