@@ -14,7 +14,7 @@ pip_install() {
 
 # peer PACKAGE ARGUMENTS: installs it, unless it is there.
 peer() {
-  local package=$1 log
+  local package=$1 log reason
   shift
   if "$env/bin/python" -m pip show --quiet "$package" 2>/dev/null; then
     return
@@ -24,8 +24,9 @@ peer() {
   if pip_install "$@" >"$log" 2>&1; then
     rm -f "$log" "$env/not-built/$package"
   else
-    { grep -iE 'error' "$log" | tail -n 1 | cut -c1-300 || true; } >"$env/not-built/$package"
-    echo "$package was not built: $(cat "$env/not-built/$package") ($log)"
+    reason=$(grep -iE 'error' "$log" | tail -n 1 | cut -c1-300 || true)
+    echo "${reason:-see $log}" >"$env/not-built/$package"
+    echo "$package was not built: ${reason:-no error was printed} ($log)"
   fi
 }
 
