@@ -31,7 +31,7 @@ class FakeDriver:
     def run(self, prompts: list[list[int]], max_tokens: int) -> dict[str, object]:
         self.num_runs += 1
         if self.num_runs == self.options.dies_in_run:
-            print("the last words", file=sys.stderr, flush=True)
+            print("ASSERT(the last words)\n#42 _start ()", file=sys.stderr, flush=True)
             sys.exit(3)
         return {
             "prefill_s": 0.5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -15,7 +16,9 @@ import msgspec
 from qwenstack.core.errors import EngineError
 
 _CLOSE_TIMEOUT_S = 10
-_TOLD_BYTES = 4096
+_TOLD_BYTES = 1 << 16
+_TELLING = re.compile(r"assert|error|abort|exception", re.IGNORECASE)
+"""A line that says more of a death than the end of a stack trace does."""
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,4 +162,5 @@ class DriverProcess:
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(size - _TOLD_BYTES, 0))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return f"exit code {exit_code}" + (f", {lines[-1].strip()}" if lines else "")
+        telling = [line for line in lines if _TELLING.search(line)] or lines
+        return f"exit code {exit_code}" + (f", {telling[-1].strip()}" if telling else "")

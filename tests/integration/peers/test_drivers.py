@@ -50,7 +50,7 @@ def test_an_answer_of_another_shape_is_no_answer(driver: DriverProcess):
 def test_a_dead_driver_leaves_its_last_words():
     with (
         DriverProcess("fake", [*FAKE, "--dies-in-run", "1"]) as driver,
-        pytest.raises(PeerError, match="fake died: exit code 3, the last words"),
+        pytest.raises(PeerError, match=r"fake died: exit code 3, ASSERT\(the last words\)$"),
     ):
         driver.ask({"op": "run", "prompts": [[1]], "max_tokens": 2}, Timed)
 
