@@ -16,6 +16,8 @@ constexpr size_t kPartBytes = size_t{64} << 10;
 constexpr size_t kManyTokensTiles = 2;
 // Tiles of a factor of an adapter with many tokens: its inner dimension is a rank, so that a tile alone is little work.
 constexpr size_t kLoraTiles = 16;
+// From so many adapters for each thread on, an adapter is one part, both of its factors without a wait between them.
+constexpr size_t kAdaptersPerThread = 4;
 // Rows (query heads of queries) that share one pass over the keys: their results fit the first-level cache.
 constexpr size_t kAttentionRows = 128;
 
@@ -52,12 +54,12 @@ uint8_t* Context::reserve_thread_scratch(size_t size) {
 
 std::unique_ptr<PackedLinear> Context::pack(const std::vector<StoredMatrix>& matrices, const float* bias) {
     const std::lock_guard lock(mutex_);
-    return std::make_unique<PackedLinear>(matrices, bias, pool_);
+    return std::make_unique<PackedLinear>(matrices, bias, weights_, pool_);
 }
 
 std::unique_ptr<PackedLora> Context::pack_lora(const std::vector<StoredLora>& matrices, size_t out_features) {
     const std::lock_guard lock(mutex_);
-    return std::make_unique<PackedLora>(matrices, out_features, pool_);
+    return std::make_unique<PackedLora>(matrices, out_features, weights_, pool_);
 }
 
 void Context::rms_norm(const NormJob& job, size_t num_rows) {
@@ -183,67 +185,79 @@ void Context::add_lora(LinearJob job, const std::vector<LoraRows>& rows) {
     for (const LoraRows& own : rows) {
         num_lowered += own.num_rows * own.lora->total_rank();
     }
-    auto* const lowered = reinterpret_cast<float*>(lowered_.reserve(num_lowered * sizeof(float)));
-
-    lora_parts_.clear();
-    float* to = lowered;
+    auto* lowered = reinterpret_cast<float*>(lowered_.reserve(num_lowered * sizeof(float)));
+    lora_downs_.clear();
+    lora_ups_.clear();
+    lora_ends_.clear();
     for (const LoraRows& own : rows) {
         for (const LoraMatrix& matrix : own.lora->matrices()) {
             LinearJob down = job;
             down.normed = job.normed + own.first_row * job.in_features;
             down.num_tokens = own.num_rows;
-            down.out = to;
+            down.out = lowered;
             down.out_stride = matrix.rank;
-            split_lora(down, matrix.down, matrix.scale);
-            to += own.num_rows * matrix.rank;
-        }
-    }
-    run_lora_parts();
-
-    lora_parts_.clear();
-    const float* from = lowered;
-    for (const LoraRows& own : rows) {
-        for (const LoraMatrix& matrix : own.lora->matrices()) {
+            lora_downs_.push_back({down, &matrix.down, {0, matrix.down.num_tiles, 0, own.num_rows}, matrix.scale});
             LinearJob up = job;
-            up.normed = from;
+            up.normed = lowered;
             up.in_features = matrix.rank;
             up.num_tokens = own.num_rows;
             up.accumulate = true;
             up.out = job.out + own.first_row * job.out_stride + matrix.first_column;
-            split_lora(up, matrix.up, 1.0f);
-            from += own.num_rows * matrix.rank;
+            lora_ups_.push_back({up, &matrix.up, {0, matrix.up.num_tiles, 0, own.num_rows}, 1.0f});
+            lowered += own.num_rows * matrix.rank;
         }
+        lora_ends_.push_back(lora_downs_.size());
     }
-    run_lora_parts();
-}
-
-void Context::split_lora(const LinearJob& job, const Segment& factor, float scale) {
-    const size_t tiles_per_part =
-        job.num_tokens <= kFewTokens ? std::max<size_t>(1, kPartBytes / factor.tile_bytes) : kLoraTiles;
-    for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
-        const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - token);
-        for (size_t tile = 0; tile < factor.num_tiles; tile += tiles_per_part) {
-            const size_t num_tiles = std::min(tiles_per_part, factor.num_tiles - tile);
-            lora_parts_.push_back({job, &factor, {tile, num_tiles, token, num_tokens}, scale});
-        }
+    if (job.num_tokens <= kFewTokens * rows.size() && rows.size() >= kAdaptersPerThread * pool_.num_threads()) {
+        run_lora_by_adapter();
+    } else {
+        run_lora_in_parts(lora_downs_);
+        run_lora_in_parts(lora_ups_);
     }
 }
 
-void Context::run_lora_parts() {
-    pool_.run(lora_parts_.size(), [&](size_t index, size_t thread) {
-        const LoraPart& part = lora_parts_[index];
-        kernels_.linear(part.job, *part.factor, part.range, thread_scratch(thread));
-        if (part.job.accumulate) {
-            return;
+void Context::run_lora_by_adapter() {
+    pool_.run(lora_ends_.size(), [&](size_t adapter, size_t thread) {
+        const size_t begin = adapter == 0 ? 0 : lora_ends_[adapter - 1];
+        for (size_t i = begin; i < lora_ends_[adapter]; ++i) {
+            run_lora_part(lora_downs_[i], thread);
         }
-        const size_t first = part.range.first_tile * kTileRows;
-        const size_t end = std::min(part.factor->rows, first + part.range.num_tiles * kTileRows);
-        for (size_t token = part.range.first_token; token < part.range.first_token + part.range.num_tokens; ++token) {
-            for (size_t i = first; i < end; ++i) {
-                part.job.out[token * part.job.out_stride + i] *= part.scale;
-            }
+        for (size_t i = begin; i < lora_ends_[adapter]; ++i) {
+            run_lora_part(lora_ups_[i], thread);
         }
     });
+}
+
+void Context::run_lora_in_parts(const std::vector<LoraPart>& factors) {
+    lora_parts_.clear();
+    for (const LoraPart& whole : factors) {
+        const size_t num_tokens = whole.range.num_tokens;
+        const size_t tiles_per_part =
+            num_tokens <= kFewTokens ? std::max<size_t>(1, kPartBytes / whole.factor->tile_bytes) : kLoraTiles;
+        for (size_t token = 0; token < num_tokens; token += kMaxRangeTokens) {
+            for (size_t tile = 0; tile < whole.range.num_tiles; tile += tiles_per_part) {
+                LoraPart part = whole;
+                part.range = {tile, std::min(tiles_per_part, whole.range.num_tiles - tile), token,
+                              std::min(kMaxRangeTokens, num_tokens - token)};
+                lora_parts_.push_back(part);
+            }
+        }
+    }
+    pool_.run(lora_parts_.size(), [&](size_t index, size_t thread) { run_lora_part(lora_parts_[index], thread); });
+}
+
+void Context::run_lora_part(const LoraPart& part, size_t thread) {
+    kernels_.linear(part.job, *part.factor, part.range, thread_scratch(thread));
+    if (part.job.accumulate) {
+        return;
+    }
+    const size_t first = part.range.first_tile * kTileRows;
+    const size_t end = std::min(part.factor->rows, first + part.range.num_tiles * kTileRows);
+    for (size_t token = part.range.first_token; token < part.range.first_token + part.range.num_tokens; ++token) {
+        for (size_t i = first; i < end; ++i) {
+            part.job.out[token * part.job.out_stride + i] *= part.scale;
+        }
+    }
 }
 
 void Context::rope_and_write_kv(const RopeJob& job, CacheType type, size_t num_tokens) {

@@ -73,14 +73,16 @@ private:
     void multiply(const LinearJob& job, const PackedLinear& packed, bool only_quantized);
     void multiply_with_rest(LinearJob job, const PackedLinear& packed);
     void split_tiles(const LinearJob& job, const Segment& segment, size_t first_token, size_t num_tokens);
-    void split_lora(const LinearJob& job, const Segment& factor, float scale);
-    void run_lora_parts();
+    void run_lora_by_adapter();
+    void run_lora_in_parts(const std::vector<LoraPart>& factors);
+    void run_lora_part(const LoraPart& part, size_t thread);
     uint8_t* reserve_thread_scratch(size_t size);
     uint8_t* thread_scratch(size_t thread) const { return scratch_base_ + thread * scratch_stride_; }
 
     std::mutex mutex_;
     const KernelTable& kernels_;
     ThreadPool pool_;
+    WeightArena weights_;
     ScratchMemory activations_;
     ScratchMemory rest_;
     ScratchMemory gate_up_;
@@ -90,6 +92,9 @@ private:
     uint8_t* scratch_base_ = nullptr;
     size_t scratch_stride_ = 0;
     std::vector<LinearPart> linear_parts_;
+    std::vector<LoraPart> lora_downs_;
+    std::vector<LoraPart> lora_ups_;
+    std::vector<size_t> lora_ends_;  // of each adapter's factors in both
     std::vector<LoraPart> lora_parts_;
     std::vector<AttentionPart> attention_parts_;
 };

@@ -2,12 +2,8 @@
 //
 // Source of the block structures: ggml's `ggml-common.h`; kernels/dequantize.py reads the same bytes.
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "packed_linear.h"
 
@@ -284,7 +280,6 @@ void pack_float_tile(const StoredMatrix& matrix, size_t value_bytes, size_t tile
     }
 }
 
-constexpr size_t kHugePageBytes = size_t{2} << 20;
 constexpr size_t kCacheLineBytes = 64;
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -298,24 +293,6 @@ size_t row_bytes(uint32_t type, size_t columns) {
     }
     return columns / traits->columns * traits->bytes;
 }
-
-WeightMemory::WeightMemory(size_t size) : size_(size) {
-    const bool is_large = size >= kHugePageBytes;
-    const size_t alignment = is_large ? kHugePageBytes : kCacheLineBytes;
-    const size_t rounded = round_up(size, alignment);
-    void* const memory = std::aligned_alloc(alignment, rounded);
-    if (memory == nullptr) {
-        throw std::bad_alloc();
-    }
-#if defined(MADV_HUGEPAGE)
-    if (is_large) {
-        madvise(memory, rounded, MADV_HUGEPAGE);  // a wish; without huge pages it is only slower
-    }
-#endif
-    data_.reset(static_cast<uint8_t*>(memory));
-}
-
-void WeightMemory::Free::operator()(uint8_t* data) const noexcept { std::free(data); }
 
 size_t packed_bytes(const std::vector<StoredMatrix>& matrices) {
     size_t total = 0;
@@ -359,10 +336,11 @@ std::vector<Segment> pack_segments(const std::vector<StoredMatrix>& matrices, co
     return segments;
 }
 
-PackedLinear::PackedLinear(const std::vector<StoredMatrix>& matrices, const float* bias, ThreadPool& pool)
+PackedLinear::PackedLinear(const std::vector<StoredMatrix>& matrices, const float* bias, WeightArena& arena,
+                           ThreadPool& pool)
     : in_features_(matrices.front().columns),
       out_features_(0),
-      memory_(packed_bytes(matrices)),
+      memory_(arena.allocate(packed_bytes(matrices))),
       segments_(pack_segments(matrices, memory_, pool)) {
     for (const Segment& segment : segments_) {
         out_features_ += segment.rows;

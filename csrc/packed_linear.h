@@ -3,11 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "thread_pool.h"
 #include "weight_layout.h"
+#include "weight_memory.h"
 
 namespace qwenstack {
 
@@ -39,22 +39,6 @@ struct StoredMatrix {
 // Bytes of a stored row, or 0 if the type is unknown or the row is not a whole number of blocks.
 size_t row_bytes(uint32_t type, size_t columns);
 
-// Memory in whole huge pages where there is enough of it: weights are read from front to back, and fewer page walks
-// leave more bandwidth.
-class WeightMemory {
-public:
-    explicit WeightMemory(size_t size);
-    uint8_t* data() const { return data_.get(); }
-    size_t size() const { return size_; }
-
-private:
-    struct Free {
-        void operator()(uint8_t* data) const noexcept;
-    };
-    std::unique_ptr<uint8_t, Free> data_;
-    size_t size_;
-};
-
 // Copies matrices into the packed layout, one after the other from the start of `memory`.
 std::vector<Segment> pack_segments(const std::vector<StoredMatrix>& matrices, const WeightMemory& memory,
                                    ThreadPool& pool);
@@ -66,7 +50,7 @@ class PackedLinear {
 public:
     // Copies the matrices and the bias (null, or one value for each row of all matrices) into the packed layout. Throws
     // std::bad_alloc.
-    PackedLinear(const std::vector<StoredMatrix>& matrices, const float* bias, ThreadPool& pool);
+    PackedLinear(const std::vector<StoredMatrix>& matrices, const float* bias, WeightArena& arena, ThreadPool& pool);
 
     const std::vector<Segment>& segments() const { return segments_; }
     const float* bias() const { return bias_.empty() ? nullptr : bias_.data(); }

@@ -22,10 +22,11 @@ Segment alone(Segment segment) {
 
 }  // namespace
 
-PackedLora::PackedLora(const std::vector<StoredLora>& matrices, size_t out_features, ThreadPool& pool)
+PackedLora::PackedLora(const std::vector<StoredLora>& matrices, size_t out_features, WeightArena& arena,
+                       ThreadPool& pool)
     : in_features_(matrices.front().down.columns),
       out_features_(out_features),
-      memory_(packed_bytes(factors_of(matrices))) {
+      memory_(arena.allocate(packed_bytes(factors_of(matrices)))) {
     const std::vector<Segment> factors = pack_segments(factors_of(matrices), memory_, pool);
     for (size_t i = 0; i < matrices.size(); ++i) {
         const StoredLora& matrix = matrices[i];

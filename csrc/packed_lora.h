@@ -30,7 +30,7 @@ class PackedLora {
 public:
     // Copies the factors into one run of memory, all `down` and then all `up`: the order in which they are read. Throws
     // std::bad_alloc.
-    PackedLora(const std::vector<StoredLora>& matrices, size_t out_features, ThreadPool& pool);
+    PackedLora(const std::vector<StoredLora>& matrices, size_t out_features, WeightArena& arena, ThreadPool& pool);
 
     const std::vector<LoraMatrix>& matrices() const { return matrices_; }
     size_t in_features() const { return in_features_; }

@@ -40,7 +40,7 @@ def parse_messages(turns: Sequence[Message | Mapping[str, object]]) -> list[Mess
     """Turn a conversation in OpenAI's shape into messages; those that already are stay as they are.
 
     Raises:
-        RequestError: there is no turn, or one has an unknown role no content or a field of the wrong type; `param`
+        RequestError: there is no turn, or one has an unknown role, no content or a field of the wrong type; `param`
             names it.
     """
     given = cast("object", turns)  # callers need not be typed, and a text is a sequence too, of characters

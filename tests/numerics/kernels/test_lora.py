@@ -98,6 +98,37 @@ def test_threads_and_instruction_sets_give_the_same_bits(weight_type, make_chang
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
+@pytest.mark.parametrize("rows_of_each", [1, 8, 9])
+def test_many_adapters_give_the_bits_of_each_alone(rows_of_each, make_changes, kernels):
+    """Enough of them for two threads to take whole adapters; nine rows each go in parts again."""
+    count = 9
+    packed = [kernels.pack_lora(make_changes(WeightType.F16, seed), OUT) for seed in range(count)]
+    x = random_rows(count * rows_of_each, WIDTH)
+    rows = [(i * rows_of_each, (i + 1) * rows_of_each, own) for i, own in enumerate(packed)]
+    kernels.add_lora(x, rows, together := np.zeros((len(x), OUT), np.float32))
+    for first, end, own in rows:
+        alone = np.zeros((rows_of_each, OUT), np.float32)
+        kernels.add_lora(x[first:end].copy(), [(0, rows_of_each, own)], alone)
+        assert np.array_equal(alone, together[first:end])
+        assert alone.any()
+
+
+def test_adapters_that_shared_pages_with_a_freed_one_stay_whole(make_changes, kernels):
+    x = random_rows(3, WIDTH)
+
+    def change(packed):
+        kernels.add_lora(x, [(0, 3, packed)], out := np.zeros((3, OUT), np.float32))
+        return out
+
+    packed = {seed: kernels.pack_lora(make_changes(WeightType.F32, seed), OUT) for seed in range(40)}
+    expected = {seed: change(own) for seed, own in packed.items()}
+    for seed in range(0, 40, 3):
+        del packed[seed]
+    newer = [kernels.pack_lora(make_changes(WeightType.F32, 100 + seed), OUT) for seed in range(40)]
+    assert all(np.array_equal(change(own), expected[seed]) for seed, own in packed.items())
+    assert len({change(own).tobytes() for own in newer}) == 40
+
+
 @pytest.mark.parametrize("activation_bits", [8, 16])
 @pytest.mark.parametrize("weight_type", [WeightType.Q5_0, WeightType.Q6_K, WeightType.F16], ids=lambda t: t.name)
 @pytest.mark.parametrize("isa", ["reference", "scalar", "auto"])

@@ -7,16 +7,20 @@ A function is `<function=get_weather>`, for each argument `<parameter=city>`, a 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from qwenstack.engine.grammar.json_schema import Json, check_schema, is_remark, schema_lark
 from qwenstack.engine.grammar.refusal import GrammarRefusal
 
-_KEY = re.compile(r"[^<>\n]{1,64}")
+_KEY = re.compile(r"(?!\s)[^<>\n]{1,256}(?<!\s)")
+"""As long as the server lets names be; the parser takes blanks around a name for none of it."""
 _OF_OBJECTS = frozenset({"type", "properties", "required", "additionalProperties", "$defs", "definitions"})
-_OF_PLAIN_TEXT = frozenset({"type", "enum", "const", "minLength", "maxLength"})
+_OF_CHOICE = frozenset({"type", "enum", "const"})
+_OF_PLAIN_TEXT = frozenset({"type", "minLength", "maxLength"})
+_END_TAG = "</parameter>"
 _CLOSE = "<\\/parameter>"
 _TEXT_FROM = "text_from_"
 """Names the rule of texts by their least length; those characters are no `<`, so that no closing tag is among them."""
@@ -39,7 +43,9 @@ def function_lark(name: str, parameters: Json) -> str:
     properties, required = checked.get("properties", {}), checked.get("required", [])
     if not isinstance(properties, dict) or not isinstance(required, list):
         raise GrammarRefusal("`properties` must be an object, `required` a list of names in it.")
-    required_names = [str(one) for one in required]
+    required_names = [one for one in required if isinstance(one, str)]
+    if len(required_names) < len(required):
+        raise GrammarRefusal("`required` must be a list of names.")
     names = list(dict.fromkeys([*properties, *required_names]))
     parts = [json.dumps(f"<function={name}>\n")]
     for key in names:
@@ -62,14 +68,23 @@ def is_plain_text(schema: object) -> bool:
     if not isinstance(schema, dict):
         return False
     said = {keyword: value for keyword, value in cast("dict[str, Json]", schema).items() if not is_remark(keyword)}
-    choices = [said["const"]] if "const" in said else said.get("enum", [])
-    if (
-        said.keys() - _OF_PLAIN_TEXT
-        or not isinstance(choices, list)
-        or not all(isinstance(one, str) for one in choices)
-    ):
+    if said.get("type", "string") != "string":
         return False
-    return said.get("type") == "string" or ("type" not in said and bool(choices))
+    if not said.keys() - _OF_CHOICE and len(said.keys() & {"enum", "const"}) == 1:
+        return all(isinstance(one, str) for one in _choices(said)) and bool(_choices(said))
+    return "type" in said and not said.keys() - _OF_PLAIN_TEXT and _has_lengths(said)
+
+
+def _choices(said: Mapping[str, Json]) -> list[Json]:
+    if "const" in said:
+        return [said["const"]]
+    choices = said.get("enum")
+    return choices if isinstance(choices, list) else []
+
+
+def _has_lengths(said: Mapping[str, Json]) -> bool:
+    least, most = said.get("minLength", 0), said.get("maxLength", math.inf)
+    return type(least) is int and (type(most) is int or most == math.inf) and 0 <= least <= most
 
 
 def text_rules(rules: Iterable[str]) -> list[str]:
@@ -84,7 +99,10 @@ def text_rules(rules: Iterable[str]) -> list[str]:
 
 def _open(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise GrammarRefusal(f"The parameter {key[:80]!r} cannot be named in this model's XML: no `<`, `>`, line ends.")
+        raise GrammarRefusal(
+            f"The parameter {key[:80]!r} cannot be named in this model's XML: 1 to 256 characters, none of them `<`, "
+            "`>` or a line end, no blanks around."
+        )
     return json.dumps(f"<parameter={key}>\n")
 
 
@@ -97,11 +115,12 @@ def _value_lark(schema: Json, as_json: Json) -> str:
     if schema is True:
         return f"{_TEXT_FROM}0"
     if not is_plain_text(schema):
-        return f"{schema_lark(as_json)} {json.dumps(chr(10) + '</parameter>')}"
+        return f"{schema_lark(as_json)} {json.dumps(chr(10) + _END_TAG)}"
     assert isinstance(schema, dict)
-    choices = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(choices, list):
-        return f"/({'|'.join(_escaped(str(choice)) for choice in choices)})\\n{_CLOSE}/"
+    if choices := [str(choice) for choice in _choices(schema)]:
+        if any(_END_TAG in choice for choice in choices):
+            raise GrammarRefusal(f"A value with `{_END_TAG}` in it cannot be written in this model's XML.")
+        return f"/({'|'.join(_escaped(choice) for choice in choices)})\\n{_CLOSE}/"
     least, most = schema.get("minLength", 0), schema.get("maxLength")
     return f"{_TEXT_FROM}{least}" if most is None else f"/[^<]{{{least},{most}}}\\n{_CLOSE}/"
 

@@ -11,6 +11,7 @@ from qwenstack.core.grammar import Grammar
 from qwenstack.engine.grammar.lark_source import lark_of
 from qwenstack.engine.grammar.refusal import GrammarRefusal
 from qwenstack.engine.grammar.token_table import TokenTable
+from qwenstack.engine.grammar.xml_calls import is_plain_text
 from qwenstack.engine.output_parser import OutputParser
 from qwenstack.engine.tool_call_syntax import ParameterTypes
 from qwenstack.tokenizer import ChatMarkers, Marks
@@ -40,6 +41,12 @@ SCHEMAS = {"order": ORDER, "now": {"type": "object", "maxProperties": 0}, "log":
 
 def grammar(required_tool: str | None = None, tools: object = TOOLS) -> Grammar:
     return Grammar(kind="tools", source=json.dumps(tools), required_tool=required_tool)
+
+
+def with_argument(schema: object) -> Grammar:
+    """One tool `f` with one parameter `a`."""
+    parameters = {"type": "object", "properties": {"a": schema}}
+    return grammar(tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}])
 
 
 def call(name: str, *arguments: tuple[str, str]) -> str:
@@ -111,7 +118,12 @@ def test_random_calls_fit_their_schemas(required_tool: str) -> None:
         ({"anyOf": [{"type": "object"}]}, "`anyOf`"),
         ({"type": "array"}, "object"),
         ({"type": "object", "properties": {"a>b": {"type": "string"}}}, "a>b"),
+        ({"type": "object", "properties": {" a": {"type": "string"}}}, "blanks"),
+        ({"type": "object", "properties": {"a\t": {"type": "string"}}}, "blanks"),
+        ({"type": "object", "properties": {"a" * 257: {"type": "string"}}}, "1 to 256 characters"),
         ({"type": "object", "properties": {"a": {"not": {}}}}, "`not`"),
+        ({"type": "object", "required": ["a", 1]}, "`required`"),
+        ({"type": "object", "properties": {"a": {"enum": ["b", "c\n</parameter>"]}}}, "</parameter>"),
     ],
 )
 def test_what_cannot_be_written_so_is_refused_by_name(parameters: object, reason: str) -> None:
@@ -119,3 +131,34 @@ def test_what_cannot_be_written_so_is_refused_by_name(parameters: object, reason
     with pytest.raises(GrammarRefusal, match="The parameters of the tool 'f'") as refused:
         lark_of(grammar(tools=tools), "qwen_xml")
     assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        {"minLength": '0}/ "injected"\nstart: /(?s:.*)/\n// '},
+        {"maxLength": "3}/ | /(?s:.*)"},
+        {"minLength": -1},
+        {"minLength": 2.5},
+        {"minLength": True},
+        {"minLength": 3, "maxLength": 2},
+        {"enum": []},
+        {"enum": "ab"},
+    ],
+    ids=str,
+)
+def test_what_is_no_length_or_no_choice_never_reaches_the_text_of_the_grammar(lengths: dict[str, object]) -> None:
+    """It goes where the schema's own compiler judges it."""
+    schema = {"type": "string", **lengths}
+    assert not is_plain_text(schema)
+    rule = next(line for line in lark_of(with_argument(schema), "qwen_xml").splitlines() if "function_0:" in line)
+    assert rule.index("%json") < rule.index(json.dumps(schema)[1:-1])
+
+
+def test_choices_with_lengths_are_held_to_both() -> None:
+    constraint = constraint_of(
+        with_argument({"type": "string", "enum": ["ab", "abc"], "maxLength": 2}), tool_format="qwen_xml"
+    )
+    assert accepts(constraint, call("f", ("a", '"ab"')))
+    assert not accepts(constraint, call("f", ("a", '"abc"')))
+    assert not accepts(constraint, call("f", ("a", "abc")))
