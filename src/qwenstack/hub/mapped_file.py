@@ -36,6 +36,25 @@ def map_file(path: Path) -> Bytes:
     return np.frombuffer(mapping, dtype=np.uint8)
 
 
+def release_pages(data: Bytes) -> None:
+    """Give back the memory of a mapped file's bytes; whoever reads them again has them from the file once more.
+
+    Bytes that lie elsewhere, and pages that lie in the range only in part, are left alone.
+    """
+    mapping = data
+    while isinstance(mapping, np.ndarray):
+        mapping = mapping.base
+    if isinstance(mapping, memoryview):
+        mapping = mapping.obj
+    if not isinstance(mapping, mmap.mmap):
+        return
+    offset = data.ctypes.data - np.frombuffer(mapping, dtype=np.uint8).ctypes.data
+    start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (offset + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:
+        mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
 def read_file(path: Path, limit_bytes: int) -> bytes:
     """Read a small file whole.
 

@@ -131,6 +131,7 @@ class Decoder:
         self._norm_D = reader.vector("model.norm.weight", config.hidden_size)
         head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         self._head = _pack(kernels, [reader.matrix(head, config.vocab_size, config.hidden_size)])
+        reader.release_pages()
 
     def forward(self, batch: PackedBatch, kv_cache: KVCache) -> np.ndarray:
         """Run the new tokens through all layers; their keys and values are in `kv_cache` afterwards.
@@ -207,7 +208,7 @@ def _load_layer(config: ModelConfig, index: int, reader: WeightReader, kernels: 
     if config.o_bias:
         o_bias = reader.vector(f"{attention}.o_proj.bias", width)
     load_mlp = _load_sparse if config.is_sparse(index) else _load_dense
-    return Layer(
+    layer = Layer(
         input_norm_D=reader.vector(f"{prefix}.input_layernorm.weight", width),
         qkv=_pack(
             kernels,
@@ -219,6 +220,8 @@ def _load_layer(config: ModelConfig, index: int, reader: WeightReader, kernels: 
         output=_pack(kernels, [reader.matrix(f"{attention}.o_proj.weight", width, config.q_size)], o_bias),
         mlp=load_mlp(config, prefix, reader, kernels),
     )
+    reader.release_pages()
+    return layer
 
 
 def _load_dense(config: ModelConfig, prefix: str, reader: WeightReader, kernels: Kernels) -> DenseMLP:

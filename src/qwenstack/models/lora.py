@@ -134,6 +134,7 @@ class MergedReader(WeightReader):
             ModelFormatError: the adapter is for another model, or for parts that take none.
         """
         self._tensors = dict(base.tensors)
+        self._read = []
         self.weight_format = base.weight_format
         self._adapter = adapter
         for module in adapter.factors:

@@ -16,6 +16,7 @@ import numpy as np
 from qwenstack.core.errors import ModelFormatError
 from qwenstack.core.weight_type import WeightType
 from qwenstack.hub.checkpoint import Checkpoint
+from qwenstack.hub.mapped_file import release_pages
 from qwenstack.hub.stored_tensor import StoredTensor, stored_bytes
 from qwenstack.kernels import dequantize
 from qwenstack.models.config import ModelConfig
@@ -71,6 +72,7 @@ class WeightReader:
         """
         is_gguf = checkpoint.format == "gguf"
         self._tensors = dict(_hf_named(checkpoint.tensors, config) if is_gguf else checkpoint.tensors)
+        self._read: list[StoredTensor] = []
         if not self._tensors:
             raise ModelFormatError(f"{str(checkpoint.path)!r} holds no tensors of a model.")
         self.weight_format: WeightFormat = weight_format
@@ -113,7 +115,17 @@ class WeightReader:
             raise ModelFormatError(
                 f"Tensor `{name}` has shape {list(tensor.shape)}; the configuration asks {list(shape)}."
             )
+        self._read.append(tensor)
         return tensor
+
+    def release_pages(self) -> None:
+        """Give back the memory of the file's pages that were read so far, once their contents are packed.
+
+        Without it a model takes its size twice until the system wants the pages back.
+        """
+        for tensor in self._read:
+            release_pages(tensor.data)
+        self._read.clear()
 
     @property
     def prevailing_type(self) -> WeightType:
