@@ -100,6 +100,7 @@ def toy_model(*, num_blocks: int = 64, max_model_len: int = 128, **options: Any)
             weight_format="F32",
         ),
         decoder=cast("Any", ToyDecoder()),
+        weight_bytes=0,
         kv_cache=KVCache(layers=((keys, keys),), block_size=config.block_size, num_blocks=num_blocks),
         tokenizer=cast("Any", ToyTokenizer()),
         precision=PrecisionPolicy(activation_bits=8),

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -29,6 +29,9 @@ from qwenstack.cli.settings import load_settings
 from qwenstack.core.errors import EngineError
 from qwenstack.core.outputs import OutputDelta
 from qwenstack.core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from qwenstack.engine.loading import LoadedModel
 
 bench = App(name="bench", help="Measure speed, and what a model finds in long texts.")
 bench.command(needle)
@@ -140,6 +143,7 @@ def engine(
         "kernels": loaded.decoder.kernels.name,
         **dataclasses.asdict(load),
         **summarise(runs),
+        **_memory_report(loaded, num_tokens=load.batch * (load.prompt_tokens + load.max_tokens)),
         "machine": dataclasses.asdict(describe_machine()),
         **({} if profiler is None else _profile_report(profiler, config.num_threads or num_cores())),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -150,6 +154,26 @@ def engine(
         _print_report(report)
         if profiler is not None:
             print_profile(report)
+
+
+def _memory_report(loaded: LoadedModel, *, num_tokens: int) -> dict[str, object]:
+    """Return what the process takes, beside what it cannot do without: the weights and the keys and values in use."""
+    from qwenstack.engine.memory import used_memory
+
+    return {
+        **dataclasses.asdict(used_memory()),
+        "weight_bytes": loaded.weight_bytes,
+        "kv_bytes": num_tokens * loaded.kv_cache.block_bytes() // loaded.kv_cache.block_size,
+    }
+
+
+def _memory_text(report: dict[str, object]) -> str:
+    own = f"weights {_megabytes(report['weight_bytes'])}, keys and values {_megabytes(report['kv_bytes'])}"
+    return f"{_megabytes(report['proportional_bytes'])} now, {_megabytes(report['peak_bytes'])} at most ({own})"
+
+
+def _megabytes(num_bytes: object) -> str:
+    return f"{num_bytes / 1e6:.0f} MB" if isinstance(num_bytes, int) else "unknown"
 
 
 def _profile_report(profiler: Profiler, num_threads: int) -> dict[str, object]:
@@ -240,6 +264,7 @@ def _print_report(report: dict[str, object]) -> None:
             ("activations", str(report["activations"])),
             ("kernels", str(report["kernels"])),
             ("load", f"{report['batch']} x {report['prompt_tokens']} + {report['max_tokens']} tokens"),
+            ("memory", _memory_text(report)),
             ("machine", f"{machine.cpu}, {machine.num_cores} cores, {machine.platform}"),
         ],
     )

@@ -65,6 +65,8 @@ class LoadedModel:
     config: EngineConfig
     card: ModelCard
     decoder: Decoder
+    weight_bytes: int
+    """Of all tensors in the format they were loaded in, before packing."""
     kv_cache: KVCache
     tokenizer: Tokenizer
     precision: PrecisionPolicy
@@ -115,6 +117,7 @@ def load_model(
             weight_format=reader.prevailing_type.name,
         ),
         decoder=decoder,
+        weight_bytes=reader.num_bytes,
         kv_cache=KVCache.allocate(model_config, num_blocks=cache.num_blocks, block_size=config.block_size, dtype=dtype),
         tokenizer=tokenizer,
         precision=precision,

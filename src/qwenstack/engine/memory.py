@@ -1,12 +1,41 @@
-"""How much memory there is to take, asked before a model is loaded rather than after the machine is swapping."""
+"""What memory there is to take, asked before a model is loaded; and what was taken."""
 
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_SELF = Path("/proc/self")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedMemory:
+    """What this process takes; None where the system does not tell (not Linux)."""
+
+    proportional_bytes: int | None
+    """Its own pages, and its share of those that it has in common with others (PSS)."""
+    peak_bytes: int | None
+    """The most that was resident at once, shared pages counted whole."""
+
+
+def used_memory() -> UsedMemory:
+    """Ask the system what this process takes."""
+    return UsedMemory(
+        proportional_bytes=_kilobytes(_SELF / "smaps_rollup", "Pss"),
+        peak_bytes=_kilobytes(_SELF / "status", "VmHWM"),
+    )
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    try:
+        match = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
 
 
 def available_memory_bytes() -> int:

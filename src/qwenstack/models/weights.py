@@ -205,4 +205,6 @@ def _rows_in_halves(tensor: StoredTensor, head_dim: int) -> StoredTensor:
     if rows.shape[0] % head_dim:
         raise ModelFormatError(f"Tensor `{tensor.name}` has {rows.shape[0]} rows, not a multiple of {head_dim}.")
     halves = rows.reshape(-1, head_dim // 2, 2, rows.shape[1]).swapaxes(1, 2)
-    return dataclasses.replace(tensor, data=np.ascontiguousarray(halves).reshape(tensor.data.shape))
+    copied = np.ascontiguousarray(halves).reshape(tensor.data.shape)
+    release_pages(tensor.data)
+    return dataclasses.replace(tensor, data=copied)
