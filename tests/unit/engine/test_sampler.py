@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qwenstack.core.sampling_params import SamplingParams
-from qwenstack.engine.sampler import TokenHistory, choose_token, token_logprob, uniform_number
+from qwenstack.engine.sampler import TokenHistory, choose_token, likeliest, token_logprob, uniform_number
 
 
 def no_history() -> TokenHistory:
@@ -69,6 +69,36 @@ def test_a_wide_nucleus_is_found_beyond_the_first_candidates() -> None:
     row = np.zeros(5000, np.float32)
     drawn = {choose(row, SamplingParams(top_p=0.9), (at + 0.5) / 4500) for at in range(4500)}
     assert drawn == set(range(4500))
+
+
+@given(
+    size=st.sampled_from([1, 63, 64, 65, 1000, 9001]),
+    count=st.integers(0, 1100),
+    num_values=st.sampled_from([1, 3, 50, 10_000]),
+    share_forbidden=st.sampled_from([0.0, 0.5, 0.999, 1.0]),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None)
+def test_the_likeliest_are_those_of_a_whole_sort(
+    size: int, count: int, num_values: int, share_forbidden: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    row = rng.integers(-num_values, num_values, size).astype(np.float32)
+    row[rng.random(size) < share_forbidden] = -np.inf
+    ranked = np.argsort(-row, kind="stable")
+    assert likeliest(row, count).tolist() == ranked[row[ranked] > -np.inf][:count].tolist()
+
+
+def test_without_filters_a_large_vocabulary_is_drawn_from_by_id() -> None:
+    row = np.random.default_rng(1).normal(scale=3, size=10_000).astype(np.float32)
+    row[[0, 4096, 9_999]] = -np.inf
+    cumulative = np.cumsum(np.exp(row.astype(np.float64)))
+    for uniform in [0.0, *np.random.default_rng(2).random(500), 1 - 2**-53]:
+        token = choose(row, SamplingParams(temperature=1.0), float(uniform))
+        assert row[token] > -np.inf
+        # A weight is rounded to float32, so that a number near a boundary may fall to its other side.
+        share = cumulative / cumulative[-1]
+        assert share[token] - np.exp(row[token]) / cumulative[-1] - 1e-6 <= uniform <= share[token] + 1e-6
 
 
 def test_temperature_zero_takes_the_first_of_the_likeliest() -> None:
