@@ -71,6 +71,7 @@ test-long: .venv-test/installed web ## Run the tests that take hours
 	QWENSTACK_STORM_STREAMS=1000 $(DEV)/python -m pytest tests/integration/engine/test_cancel_storm.py
 	QWENSTACK_STRUCTURED_PROMPTS=100 $(DEV)/python -m pytest tests/integration/engine/test_structured_output.py \
 	    --timeout 4000
+	QWENSTACK_ISA_PROMPTS=50 $(DEV)/python -m pytest tests/integration/engine/test_instruction_sets.py --timeout 4000
 	QWENSTACK_SOAK_SECONDS=3600 $(DEV)/python -m pytest -s tests/integration/engine/test_soak.py
 
 test-arm: .venv-test/installed ## Check the ARM kernels in an emulator, against those of this processor
