@@ -32,7 +32,7 @@ _NUCLEUS_SIZES = (64, 1024, 16384)
 _BLOCK = 64
 """Logits, far from each other, whose largest one stands for them when looking for the likeliest: 0.05 ms for Qwen's
 151,936 in the place of 0.7 ms for numpy's partition of them all (AMD EPYC, `benches/sampler.py`)."""
-_LEAST = np.finfo(np.float32).min
+_LEAST = float(np.finfo(np.float32).min)
 """What is below is minus infinity: forbidden."""
 
 
@@ -185,12 +185,13 @@ def _draw(logits_V: np.ndarray, params: SamplingParams, uniform: float) -> int:
 def _nucleus(logits_V: np.ndarray, weights_V: np.ndarray, top_p: float) -> np.ndarray:
     """Return the fewest of the likeliest ids that have `top_p` of the whole weight."""
     mass = top_p * weights_V.sum(dtype=np.float64)
-    for size in (*_NUCLEUS_SIZES, len(logits_V)):
+    for size in _NUCLEUS_SIZES:
         ids = likeliest(logits_V, size)
         count = _num_in_nucleus(weights_V[ids], mass)
         if count < len(ids):
-            break
-    return ids[:count]
+            return ids[:count]
+    ids = likeliest(logits_V, len(logits_V))
+    return ids[: _num_in_nucleus(weights_V[ids], mass)]
 
 
 def _num_in_nucleus(weights: np.ndarray, mass: float) -> int:
@@ -225,7 +226,7 @@ def likeliest(logits_V: np.ndarray, count: int) -> np.ndarray:
     whole = len(logits_V) // _BLOCK * _BLOCK
     # At least `count` logits are as large as the count-th largest of these maxima: each is one.
     maxima = np.concatenate([logits_V[:whole].reshape(_BLOCK, -1).max(axis=0), logits_V[whole:]])
-    floor = _LEAST if count > len(maxima) else np.partition(maxima, len(maxima) - count)[len(maxima) - count]
+    floor = -math.inf if count > len(maxima) else float(np.partition(maxima, len(maxima) - count)[-count])
     return _sorted_from(logits_V, max(floor, _LEAST))[:count]
 
 

@@ -41,7 +41,7 @@ def release_pages(data: Bytes) -> None:
 
     Bytes that lie elsewhere, and pages that lie in the range only in part, are left alone.
     """
-    mapping = data
+    mapping: object = data
     while isinstance(mapping, np.ndarray):
         mapping = mapping.base
     if isinstance(mapping, memoryview):

@@ -7,8 +7,8 @@ A function is `<function=get_weather>`, for each argument `<parameter=city>`, a 
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -83,8 +83,10 @@ def _choices(said: Mapping[str, Json]) -> list[Json]:
 
 
 def _has_lengths(said: Mapping[str, Json]) -> bool:
-    least, most = said.get("minLength", 0), said.get("maxLength", math.inf)
-    return type(least) is int and (type(most) is int or most == math.inf) and 0 <= least <= most
+    least, most = said.get("minLength", 0), said.get("maxLength", sys.maxsize)
+    if isinstance(least, bool) or isinstance(most, bool) or not isinstance(least, int) or not isinstance(most, int):
+        return False
+    return 0 <= least <= most
 
 
 def text_rules(rules: Iterable[str]) -> list[str]:
