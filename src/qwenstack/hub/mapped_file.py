@@ -6,6 +6,7 @@ import mmap
 import os
 import stat
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def release_pages(data: Bytes) -> None:
     """
     mapping: object = data
     while isinstance(mapping, np.ndarray):
-        mapping = mapping.base
+        mapping = cast("object", mapping.base)
     if isinstance(mapping, memoryview):
         mapping = mapping.obj
     if not isinstance(mapping, mmap.mmap):
