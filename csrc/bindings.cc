@@ -278,6 +278,46 @@ void gate_up_silu(Context& context, const Input& x, const PackedLinear& packed, 
     context.gate_up_silu(job, packed);
 }
 
+using ExpertPair = std::tuple<const PackedLinear*, const PackedLinear*>;  // gate and up, down
+
+void add_experts(Context& context, const Input& x, const std::vector<ExpertPair>& experts, const Input& chosen,
+                 const Input& weights, const Output& out, bool has_16_bit_activations) {
+    const char* const operation = "add_experts";
+    if (experts.empty()) {
+        refuse(operation, "needs at least one expert.");
+    }
+    const size_t num_tokens = num_rows(x);
+    const size_t experts_per_token = chosen.ndim() < 2 ? 0 : chosen.shape(1);
+    ExpertsJob job{};
+    job.num_tokens = num_tokens;
+    job.in_features = std::get<0>(experts.front())->in_features();
+    job.hidden_features = std::get<1>(experts.front())->in_features();
+    job.x = checked<float>(operation, "x", x, {num_tokens, job.in_features});
+    job.chosen = checked<int64_t>(operation, "chosen", chosen, {num_tokens, experts_per_token});
+    job.weights = checked<float>(operation, "weights", weights, {num_tokens, experts_per_token});
+    job.out = checked<float>(operation, "out", out, {num_tokens, job.in_features});
+    check_range(operation, "chosen", job.chosen, num_tokens * experts_per_token, experts.size());
+    std::vector<Expert> own;
+    for (const auto& [gate_up, down] : experts) {
+        const std::vector<Segment>& gate_and_up = gate_up->segments();
+        if (gate_and_up.size() != 2 || gate_and_up[0].rows != job.hidden_features ||
+            gate_and_up[1].rows != job.hidden_features || gate_up->in_features() != job.in_features ||
+            down->in_features() != job.hidden_features || down->out_features() != job.in_features) {
+            refuse(operation, "the experts' gate, up and down matrices do not fit together or to the first expert's.");
+        }
+        own.push_back({gate_up, down});
+    }
+    job.experts = own.data();
+    job.num_experts = own.size();
+    job.experts_per_token = experts_per_token;
+    job.has_16_bit_activations = has_16_bit_activations;
+    if (num_tokens * experts_per_token == 0) {
+        return;
+    }
+    const nb::gil_scoped_release release;
+    context.add_experts(job);
+}
+
 using LoraFactors = std::tuple<Matrix, Matrix, float, size_t>;  // down, up, scale, first column
 
 StoredMatrix checked_factor(const char* name, const Matrix& matrix) {
@@ -494,6 +534,8 @@ NB_MODULE(_native, module) {
              nb::arg("norm_weight").noconvert().none(), nb::arg("eps"), nb::arg("has_16_bit_activations"))
         .def("silu_times", &silu_times, nb::arg("gate_up").noconvert(), nb::arg("out").noconvert())
         .def("pack_lora", &pack_lora, nb::arg("matrices"), nb::arg("out_features"))
+        .def("add_experts", &add_experts, nb::arg("x").noconvert(), nb::arg("experts"), nb::arg("chosen").noconvert(),
+             nb::arg("weights").noconvert(), nb::arg("out").noconvert(), nb::arg("has_16_bit_activations"))
         .def("add_lora", &add_lora, nb::arg("x").noconvert(), nb::arg("rows"), nb::arg("out").noconvert(),
              nb::arg("norm_weight").noconvert().none(), nb::arg("eps"))
         .def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("eps"),

@@ -67,107 +67,231 @@ void Context::rms_norm(const NormJob& job, size_t num_rows) {
     pool_.run(num_rows, [&](size_t row, size_t) { kernels_.rms_norm_row(job, row); });
 }
 
-void Context::normalise(LinearJob& job) {
+void Context::normalise(LinearJob& job, float* normed) {
     job.normed = job.x;
     if (job.norm_weight == nullptr) {
         return;
     }
-    auto* const normed = reinterpret_cast<float*>(normed_.reserve(job.num_tokens * job.in_features * sizeof(float)));
     const NormJob norm{job.x, job.norm_weight, job.eps, job.in_features, normed};
     pool_.run(job.num_tokens, [&](size_t row, size_t) { kernels_.rms_norm_row(norm, row); });
     job.normed = normed;
 }
 
-void Context::prepare_activations(LinearJob& job, const PackedLinear& packed) {
-    if (has_kind(packed, false)) {
-        normalise(job);
+void Context::prepare_activations() {
+    size_t num_normed = 0, num_quantized = 0;
+    for (const Product& product : products_) {
+        const LinearJob& job = product.job;
+        if (has_kind(*product.packed, false) && job.norm_weight != nullptr) {
+            num_normed += job.num_tokens * job.in_features;
+        }
+        if (has_kind(*product.packed, true)) {
+            num_quantized += job.num_tokens * (job.in_features / kGroupColumns) * kActivationGroupBytes;
+        }
     }
-    if (has_kind(packed, true)) {
+    const bool has_rest = products_.front().job.has_16_bit_activations;
+    auto* normed = reinterpret_cast<float*>(normed_.reserve(num_normed * sizeof(float)));
+    uint8_t* activations = activations_.reserve(num_quantized);
+    uint8_t* rest = has_rest ? rest_.reserve(num_quantized) : nullptr;
+    blocks_.clear();
+    for (Product& product : products_) {
+        LinearJob& job = product.job;
+        if (has_kind(*product.packed, false)) {
+            normalise(job, normed);
+            normed += job.norm_weight == nullptr ? 0 : job.num_tokens * job.in_features;
+        }
+        if (!has_kind(*product.packed, true)) {
+            continue;
+        }
+        for (size_t token = 0; token < job.num_tokens; token += kernels_.block_tokens) {
+            blocks_.push_back({&job, token, activations, rest});
+        }
         const size_t size = job.num_tokens * (job.in_features / kGroupColumns) * kActivationGroupBytes;
-        uint8_t* const activations = activations_.reserve(size);
-        uint8_t* const rest = job.has_16_bit_activations ? rest_.reserve(size) : nullptr;
-        const size_t block_tokens = kernels_.block_tokens;
-        const size_t num_blocks = (job.num_tokens + block_tokens - 1) / block_tokens;
-        pool_.run(num_blocks, [&](size_t block, size_t) {
-            const size_t first_token = block * block_tokens;
-            const size_t num_tokens = std::min(block_tokens, job.num_tokens - first_token);
-            kernels_.quantize_block(job, first_token, num_tokens, activations, rest);
-        });
         job.activations = activations;
+        activations += size;
+        if (has_rest) {
+            product.rest = rest;
+            rest += size;
+        }
     }
+    pool_.run(blocks_.size(), [&](size_t index, size_t) {
+        const Block& block = blocks_[index];
+        const size_t num_tokens = std::min(kernels_.block_tokens, block.job->num_tokens - block.first_token);
+        kernels_.quantize_block(*block.job, block.first_token, num_tokens, block.activations, block.rest);
+    });
 }
 
-void Context::split_tiles(const LinearJob& job, const Segment& segment, size_t first_token, size_t num_tokens) {
+void Context::split(const LinearJob& job, const Segment& segment, const Segment* up) {
     const size_t tiles_per_part =
         job.num_tokens <= kFewTokens ? std::max<size_t>(1, kPartBytes / segment.tile_bytes) : kManyTokensTiles;
-    for (size_t tile = 0; tile < segment.num_tiles; tile += tiles_per_part) {
-        const size_t num_tiles = std::min(tiles_per_part, segment.num_tiles - tile);
-        linear_parts_.push_back({&segment, {tile, num_tiles, first_token, num_tokens}});
-    }
-}
-
-void Context::linear(LinearJob job, const PackedLinear& packed) {
-    const std::lock_guard lock(mutex_);
-    prepare_activations(job, packed);
-    reserve_thread_scratch(kernels_.linear_scratch_bytes());
-    if (job.has_16_bit_activations) {
-        multiply_with_rest(job, packed);
-    } else {
-        multiply(job, packed, false);
-    }
-}
-
-void Context::multiply_with_rest(LinearJob job, const PackedLinear& packed) {
-    multiply(job, packed, false);
-    if (!has_kind(packed, true)) {
-        return;
-    }
-    job.activations = rest_.data();
-    job.bias = nullptr;
-    job.accumulate = true;
-    multiply(job, packed, true);
-}
-
-void Context::multiply(const LinearJob& job, const PackedLinear& packed, bool only_quantized) {
-    linear_parts_.clear();
     for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
         const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - token);
-        for (const Segment& segment : packed.segments()) {
+        for (size_t tile = 0; tile < segment.num_tiles; tile += tiles_per_part) {
+            const size_t num_tiles = std::min(tiles_per_part, segment.num_tiles - tile);
+            linear_parts_.push_back({&job, &segment, up, {tile, num_tiles, token, num_tokens}});
+        }
+    }
+}
+
+void Context::linear(const LinearJob& job, const PackedLinear& packed) {
+    const std::lock_guard lock(mutex_);
+    products_.assign(1, {job, &packed, nullptr});
+    prepare_activations();
+    multiply();
+}
+
+void Context::multiply() {
+    reserve_thread_scratch(kernels_.linear_scratch_bytes());
+    multiply_segments(false);
+    if (products_.front().job.has_16_bit_activations) {
+        for (Product& product : products_) {
+            product.job.activations = product.rest;
+            product.job.bias = nullptr;
+            product.job.accumulate = true;
+        }
+        multiply_segments(true);
+    }
+}
+
+void Context::multiply_segments(bool only_quantized) {
+    linear_parts_.clear();
+    for (const Product& product : products_) {
+        for (const Segment& segment : product.packed->segments()) {
             if (!only_quantized || segment.kind == WeightKind::kQuantized) {
-                split_tiles(job, segment, token, num_tokens);
+                split(product.job, segment, nullptr);
             }
         }
     }
     pool_.run(linear_parts_.size(), [&](size_t index, size_t thread) {
         const LinearPart& part = linear_parts_[index];
-        kernels_.linear(job, *part.segment, part.range, thread_scratch(thread));
+        kernels_.linear(*part.job, *part.segment, part.range, thread_scratch(thread));
     });
 }
 
-void Context::gate_up_silu(LinearJob job, const PackedLinear& packed) {
+void Context::gate_up_silu(const LinearJob& job, const PackedLinear& packed) {
     const std::lock_guard lock(mutex_);
-    prepare_activations(job, packed);
-    reserve_thread_scratch(kernels_.linear_scratch_bytes());
-    const Segment& gate = packed.segments()[0];
-    const Segment& up = packed.segments()[1];
-    if (job.has_16_bit_activations) {
-        LinearJob product = job;
-        product.out_stride = packed.out_features();
-        product.out = reinterpret_cast<float*>(gate_up_.reserve(job.num_tokens * product.out_stride * sizeof(float)));
-        product.accumulate = false;
-        multiply_with_rest(product, packed);
-        pool_.run(job.num_tokens, [&](size_t token, size_t) {
-            kernels_.silu_row(product.out + token * product.out_stride, gate.rows, job.out + token * job.out_stride);
-        });
-        return;
+    products_.assign(1, {job, &packed, nullptr});
+    multiply_gates();
+}
+
+void Context::multiply_gates() {
+    prepare_activations();
+    if (products_.front().job.has_16_bit_activations) {
+        return multiply_gates_apart();
     }
+    reserve_thread_scratch(kernels_.linear_scratch_bytes());
     linear_parts_.clear();
-    for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
-        split_tiles(job, gate, token, std::min(kMaxRangeTokens, job.num_tokens - token));
+    for (const Product& product : products_) {
+        split(product.job, product.packed->segments()[0], &product.packed->segments()[1]);
     }
     pool_.run(linear_parts_.size(), [&](size_t index, size_t thread) {
-        kernels_.gate_up_silu(job, gate, up, linear_parts_[index].range, thread_scratch(thread));
+        const LinearPart& part = linear_parts_[index];
+        kernels_.gate_up_silu(*part.job, *part.segment, *part.up, part.range, thread_scratch(thread));
     });
+}
+
+void Context::multiply_gates_apart() {
+    silu_rows_.clear();
+    size_t num_values = 0;
+    for (const Product& product : products_) {
+        num_values += product.job.num_tokens * product.packed->out_features();
+    }
+    auto* gate_up = reinterpret_cast<float*>(gate_up_.reserve(num_values * sizeof(float)));
+    for (Product& product : products_) {
+        LinearJob& job = product.job;
+        const size_t num_features = product.packed->segments()[0].rows;
+        for (size_t token = 0; token < job.num_tokens; ++token) {
+            silu_rows_.push_back({gate_up + token * 2 * num_features, num_features, job.out + token * job.out_stride});
+        }
+        job.out = gate_up;
+        job.out_stride = 2 * num_features;
+        job.accumulate = false;
+        gate_up += job.num_tokens * job.out_stride;
+    }
+    multiply();
+    pool_.run(silu_rows_.size(), [&](size_t index, size_t) {
+        const SiluRow& row = silu_rows_[index];
+        kernels_.silu_row(row.gate_up, row.num_features, row.out);
+    });
+}
+
+void Context::add_experts(const ExpertsJob& job) {
+    const std::lock_guard lock(mutex_);
+    const size_t num_places = job.num_tokens * job.experts_per_token;
+    order_by_expert(job, num_places);
+    const size_t width = job.in_features, hidden_width = job.hidden_features;
+    auto* const gathered = reinterpret_cast<float*>(gathered_.reserve(num_places * width * sizeof(float)));
+    auto* const hidden = reinterpret_cast<float*>(hidden_.reserve(num_places * hidden_width * sizeof(float)));
+    auto* const answers = gathered;  // the gates are multiplied by then
+    pool_.run(num_places, [&](size_t row, size_t) {
+        std::copy_n(job.x + places_[row] / job.experts_per_token * width, width, gathered + row * width);
+    });
+
+    LinearJob of_one{};
+    of_one.has_16_bit_activations = job.has_16_bit_activations;
+    products_.clear();
+    for (size_t expert = 0; expert < job.num_experts; ++expert) {
+        const size_t first = expert_starts_[expert];
+        of_one.num_tokens = expert_starts_[expert + 1] - first;
+        if (of_one.num_tokens > 0) {
+            of_one.x = gathered + first * width;
+            of_one.in_features = width;
+            of_one.bias = job.experts[expert].gate_up->bias();
+            of_one.out = hidden + first * hidden_width;
+            of_one.out_stride = hidden_width;
+            products_.push_back({of_one, job.experts[expert].gate_up, nullptr});
+        }
+    }
+    multiply_gates();
+
+    products_.clear();
+    for (size_t expert = 0; expert < job.num_experts; ++expert) {
+        const size_t first = expert_starts_[expert];
+        of_one.num_tokens = expert_starts_[expert + 1] - first;
+        if (of_one.num_tokens > 0) {
+            of_one.x = hidden + first * hidden_width;
+            of_one.in_features = hidden_width;
+            of_one.bias = job.experts[expert].down->bias();
+            of_one.out = answers + first * width;
+            of_one.out_stride = width;
+            products_.push_back({of_one, job.experts[expert].down, nullptr});
+        }
+    }
+    prepare_activations();
+    multiply();
+
+    pool_.run(job.num_tokens, [&](size_t token, size_t) {
+        float* const out = job.out + token * width;
+        for (size_t i = token * job.experts_per_token; i < (token + 1) * job.experts_per_token; ++i) {
+            const float weight = job.weights[ascending_[i].place];
+            const float* const answer = answers + ascending_[i].row * width;
+            for (size_t column = 0; column < width; ++column) {
+                out[column] += weight * answer[column];
+            }
+        }
+    });
+}
+
+// A counting sort of the places (token, rank) by their expert, and each token's places with its experts ascending.
+void Context::order_by_expert(const ExpertsJob& job, size_t num_places) {
+    expert_starts_.assign(job.num_experts + 1, 0);
+    for (size_t place = 0; place < num_places; ++place) {
+        ++expert_starts_[static_cast<size_t>(job.chosen[place]) + 1];
+    }
+    for (size_t expert = 0; expert < job.num_experts; ++expert) {
+        expert_starts_[expert + 1] += expert_starts_[expert];
+    }
+    places_.resize(num_places);
+    std::vector<size_t>& next = next_rows_;
+    next.assign(expert_starts_.begin(), expert_starts_.end() - 1);
+    for (size_t place = 0; place < num_places; ++place) {
+        places_[next[static_cast<size_t>(job.chosen[place])]++] = place;
+    }
+    ascending_.resize(num_places);
+    next.assign(job.num_tokens, 0);
+    for (size_t row = 0; row < num_places; ++row) {
+        const size_t token = places_[row] / job.experts_per_token;
+        ascending_[token * job.experts_per_token + next[token]++] = {places_[row], row};
+    }
 }
 
 void Context::silu_times(const float* gate_up, size_t num_tokens, size_t num_features, float* out) {
@@ -179,7 +303,7 @@ void Context::silu_times(const float* gate_up, size_t num_tokens, size_t num_fea
 
 void Context::add_lora(LinearJob job, const std::vector<LoraRows>& rows) {
     const std::lock_guard lock(mutex_);
-    normalise(job);
+    normalise(job, reinterpret_cast<float*>(normed_.reserve(job.num_tokens * job.in_features * sizeof(float))));
     reserve_thread_scratch(kernels_.linear_scratch_bytes());
     size_t num_lowered = 0;
     for (const LoraRows& own : rows) {

@@ -35,6 +35,27 @@ struct LoraRows {
     const PackedLora* lora;
 };
 
+struct Expert {
+    const PackedLinear* gate_up;
+    const PackedLinear* down;
+};
+
+// A mixture of experts: out += the sum over a token's experts, in ascending order, of
+// weight · down(silu(gate(x)) · up(x)).
+struct ExpertsJob {
+    const float* x;  // [num_tokens, in_features]
+    size_t num_tokens;
+    size_t in_features;
+    size_t hidden_features;
+    const Expert* experts;
+    size_t num_experts;
+    const int64_t* chosen;  // [num_tokens, experts_per_token]
+    const float* weights;   // the same shape
+    size_t experts_per_token;
+    bool has_16_bit_activations;
+    float* out;
+};
+
 class Context {
 public:
     Context(size_t num_threads, const KernelTable& kernels) : kernels_(kernels), pool_(num_threads) {}
@@ -46,8 +67,9 @@ public:
     void rms_norm(const NormJob& job, size_t num_rows);
     // With 16-bit activations each product with quantised weights is computed twice: with the rounded activations, and
     // with what rounding took away.
-    void linear(LinearJob job, const PackedLinear& packed);
-    void gate_up_silu(LinearJob job, const PackedLinear& packed);
+    void linear(const LinearJob& job, const PackedLinear& packed);
+    void gate_up_silu(const LinearJob& job, const PackedLinear& packed);
+    void add_experts(const ExpertsJob& job);
     void silu_times(const float* gate_up, size_t num_tokens, size_t num_features, float* out);
     // Adds scale · up · (down · norm(x)) to each row that has an adapter; `rows` do not overlap.
     void add_lora(LinearJob job, const std::vector<LoraRows>& rows);
@@ -55,9 +77,37 @@ public:
     void attend(const AttentionJob& job, CacheType type, size_t num_sequences);
 
 private:
+    // Rows and what they are multiplied with. Products of one operation share its setting of 16-bit activations.
+    struct Product {
+        LinearJob job;
+        const PackedLinear* packed;
+        const uint8_t* rest;  // of the activations, if they have 16 bits
+    };
+
+    struct Block {
+        const LinearJob* job;
+        size_t first_token;
+        uint8_t* activations;
+        uint8_t* rest;
+    };
+
     struct LinearPart {
+        const LinearJob* job;
         const Segment* segment;
+        const Segment* up;  // of a gate's segment
         TileRange range;
+    };
+
+    struct SiluRow {
+        const float* gate_up;
+        size_t num_features;
+        float* out;
+    };
+
+    // A token's choice of an expert, and its row among all choices in the order of experts.
+    struct PlacedRow {
+        size_t place;
+        size_t row;
     };
 
     // One factor of one matrix × a range of its rows.
@@ -68,11 +118,15 @@ private:
         float scale;  // of a `down` factor's products
     };
 
-    void normalise(LinearJob& job);
-    void prepare_activations(LinearJob& job, const PackedLinear& packed);
-    void multiply(const LinearJob& job, const PackedLinear& packed, bool only_quantized);
-    void multiply_with_rest(LinearJob job, const PackedLinear& packed);
-    void split_tiles(const LinearJob& job, const Segment& segment, size_t first_token, size_t num_tokens);
+    void normalise(LinearJob& job, float* normed);
+    // The rest works on `products_`.
+    void prepare_activations();
+    void multiply();
+    void multiply_segments(bool only_quantized);
+    void multiply_gates();
+    void multiply_gates_apart();
+    void split(const LinearJob& job, const Segment& segment, const Segment* up);
+    void order_by_expert(const ExpertsJob& job, size_t num_places);
     void run_lora_by_adapter();
     void run_lora_in_parts(const std::vector<LoraPart>& factors);
     void run_lora_part(const LoraPart& part, size_t thread);
@@ -88,10 +142,19 @@ private:
     ScratchMemory gate_up_;
     ScratchMemory normed_;
     ScratchMemory lowered_;
+    ScratchMemory gathered_;
+    ScratchMemory hidden_;
     ScratchMemory scratch_;
     uint8_t* scratch_base_ = nullptr;
     size_t scratch_stride_ = 0;
+    std::vector<Product> products_;
+    std::vector<Block> blocks_;
     std::vector<LinearPart> linear_parts_;
+    std::vector<SiluRow> silu_rows_;
+    std::vector<size_t> expert_starts_;
+    std::vector<size_t> next_rows_;
+    std::vector<size_t> places_;
+    std::vector<PlacedRow> ascending_;
     std::vector<LoraPart> lora_downs_;
     std::vector<LoraPart> lora_ups_;
     std::vector<size_t> lora_ends_;  // of each adapter's factors in both

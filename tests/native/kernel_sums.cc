@@ -332,6 +332,49 @@ void join_gate_and_up(Run& run) {
     }
 }
 
+void mix_experts(Run& run) {
+    constexpr size_t kExperts = 5, kPerToken = 2, kColumns = 64, kHidden = 96;
+    for (const char* const name : {"Q4_0", "Q5_1", "F16"}) {
+        for (const size_t num_tokens : {1, 3, 40}) {
+            for (const bool has_16_bits : {false, true}) {
+                Random random(num_tokens);
+                std::vector<std::unique_ptr<PackedLinear>> packed;
+                std::vector<Expert> experts;
+                for (size_t i = 0; i < kExperts; ++i) {
+                    Matrices gate_and_up;
+                    gate_and_up.push_back(random_matrix(type_named(name), kHidden, kColumns, random));
+                    gate_and_up.push_back(random_matrix(type_named(name), kHidden, kColumns, random));
+                    const auto down = random_matrix(type_named("Q8_0"), kColumns, kHidden, random);
+                    packed.push_back(run.context.pack(stored(gate_and_up), nullptr));
+                    packed.push_back(run.context.pack({down->stored}, nullptr));
+                    experts.push_back({packed[2 * i].get(), packed[2 * i + 1].get()});
+                }
+                std::vector<int64_t> chosen;
+                for (size_t i = 0; i < num_tokens * kPerToken; ++i) {
+                    chosen.push_back(static_cast<int64_t>(random.below(kExperts - 1)));  // one that nobody chooses
+                }
+                const std::vector<float> weights = random.values(num_tokens * kPerToken);
+                const std::vector<float> x = random.values(num_tokens * kColumns);
+                std::vector<float> out = random.values(num_tokens * kColumns);
+                ExpertsJob job{};
+                job.x = x.data();
+                job.num_tokens = num_tokens;
+                job.in_features = kColumns;
+                job.hidden_features = kHidden;
+                job.experts = experts.data();
+                job.num_experts = kExperts;
+                job.chosen = chosen.data();
+                job.weights = weights.data();
+                job.experts_per_token = kPerToken;
+                job.has_16_bit_activations = has_16_bits;
+                job.out = out.data();
+                run.context.add_experts(job);
+                run.report(std::string("add_experts ") + name + " " + tokens_and_bits(num_tokens, has_16_bits), out);
+            }
+        }
+    }
+}
+
 void multiply_silu(Run& run) {
     for (const size_t num_features : {1, 16, 45, 4096}) {
         Random random(num_features);
@@ -578,6 +621,7 @@ Lines compute(const KernelTable& kernels) {
     multiply_stacked(run);
     multiply_at_the_edges(run);
     join_gate_and_up(run);
+    mix_experts(run);
     multiply_silu(run);
     normalise_rows(run);
     add_low_rank_changes(run);

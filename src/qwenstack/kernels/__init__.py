@@ -8,6 +8,7 @@ from qwenstack.kernels.dequantize import dequantize
 from qwenstack.kernels.load import KernelChoice, isas_to_try, load_kernels, self_test_of, supported_isas
 from qwenstack.kernels.protocol import (
     ActivationBits,
+    Expert,
     Isa,
     Kernels,
     LoraMatrix,
@@ -21,6 +22,7 @@ from qwenstack.kernels.self_test import SelfTest
 
 __all__ = [
     "ActivationBits",
+    "Expert",
     "Isa",
     "KernelChoice",
     "Kernels",

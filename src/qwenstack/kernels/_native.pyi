@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 
 def supported_isas() -> list[str]: ...
@@ -38,6 +40,15 @@ class Context:
         out: np.ndarray,
         norm_weight: np.ndarray | None,
         eps: float,
+        has_16_bit_activations: bool,
+    ) -> None: ...
+    def add_experts(
+        self,
+        x: np.ndarray,
+        experts: Sequence[tuple[PackedLinear, PackedLinear]],
+        chosen: np.ndarray,
+        weights: np.ndarray,
+        out: np.ndarray,
         has_16_bit_activations: bool,
     ) -> None: ...
     def silu_times(self, gate_up: np.ndarray, out: np.ndarray) -> None: ...

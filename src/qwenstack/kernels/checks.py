@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qwenstack.kernels.kv_rows import CACHE_DTYPES, MAX_INT8_HEAD_DIM, head_dim_of
-from qwenstack.kernels.protocol import LoraMatrix, LoraRows, PackedLinear, RawWeight
+from qwenstack.kernels.protocol import Expert, LoraMatrix, LoraRows, PackedLinear, RawWeight
 
 
 def check_array(operation: str, name: str, array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
@@ -60,6 +60,32 @@ def check_linear(
     check_array(operation, "out", out, np.float32, (num_tokens, out_features))
     if norm_weight is not None:
         check_array(operation, "norm_weight", norm_weight, np.float32, (packed.in_features,))
+
+
+def check_add_experts(
+    x_TD: np.ndarray,
+    experts: Sequence[Expert],
+    chosen_Tk: np.ndarray,
+    weights_Tk: np.ndarray,
+    out_TD: np.ndarray,
+) -> None:
+    """Check the arrays of `add_experts`, and that its experts are of one size."""
+    if not experts:
+        raise ValueError("add_experts: needs at least one expert.")
+    width, hidden = experts[0][0].in_features, experts[0][1].in_features
+    for gate_up, down in experts:
+        sizes = (gate_up.in_features, gate_up.out_features, down.in_features, down.out_features)
+        if sizes != (width, 2 * hidden, hidden, width):
+            raise ValueError(
+                "add_experts: the experts' gate, up and down matrices do not fit together or to the first expert's."
+            )
+    num_tokens = x_TD.shape[0] if x_TD.ndim else 0
+    per_token = chosen_Tk.shape[1] if chosen_Tk.ndim == 2 else 0
+    check_array("add_experts", "x", x_TD, np.float32, (num_tokens, width))
+    check_array("add_experts", "chosen", chosen_Tk, np.int64, (num_tokens, per_token))
+    check_array("add_experts", "weights", weights_Tk, np.float32, (num_tokens, per_token))
+    check_array("add_experts", "out", out_TD, np.float32, (num_tokens, width))
+    _check_range("add_experts", "chosen", chosen_Tk, len(experts))
 
 
 def check_silu_times(gate_up_TG: np.ndarray, out_TF: np.ndarray) -> None:

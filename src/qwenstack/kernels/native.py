@@ -15,6 +15,7 @@ from qwenstack.kernels import _native
 from qwenstack.kernels.checks import check_pack, check_pack_lora
 from qwenstack.kernels.protocol import (
     ActivationBits,
+    Expert,
     Isa,
     Kernels,
     LoraMatrix,
@@ -89,6 +90,18 @@ class NativeKernels:
         """See `Kernels.gate_up_silu`."""
         has_16_bits = self.activation_bits == 16
         self._context.gate_up_silu(x_TD, _own(packed, "gate_up_silu"), out_TF, norm_weight, eps, has_16_bits)
+
+    def add_experts(
+        self,
+        x_TD: np.ndarray,
+        experts: Sequence[Expert],
+        chosen_Tk: np.ndarray,
+        weights_Tk: np.ndarray,
+        out_TD: np.ndarray,
+    ) -> None:
+        """See `Kernels.add_experts`."""
+        own = [(_own(gate_up, "add_experts"), _own(down, "add_experts")) for gate_up, down in experts]
+        self._context.add_experts(x_TD, own, chosen_Tk, weights_Tk, out_TD, self.activation_bits == 16)
 
     def silu_times(self, gate_up_TG: np.ndarray, out_TF: np.ndarray) -> None:
         """See `Kernels.silu_times`."""

@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from qwenstack.kernels.protocol import ActivationBits, Kernels, PackedLinear, RawWeight
+from qwenstack.kernels.protocol import ActivationBits, Expert, Kernels, PackedLinear, RawWeight
 
 _PLACES = {
     frozenset({"q_proj", "k_proj", "v_proj"}): "qkv",
@@ -85,6 +85,21 @@ class ProfiledKernels:
         self._packed.append(packed)
         self._places[id(packed)] = _place(weights)
         return packed
+
+    def add_experts(
+        self,
+        x_TD: np.ndarray,
+        experts: Sequence[Expert],
+        chosen_Tk: np.ndarray,
+        weights_Tk: np.ndarray,
+        out_TD: np.ndarray,
+    ) -> None:
+        """See `Kernels.add_experts`; only the experts that some token chose are read."""
+        start = self._clock()
+        self._kernels.add_experts(x_TD, experts, chosen_Tk, weights_Tk, out_TD)
+        seconds = self._clock() - start
+        read = [packed for index in np.unique(chosen_Tk) for packed in experts[int(index)]]
+        self._add("add_experts", read, seconds, 0)
 
     def take_tallies(self) -> Mapping[str, KernelTally]:
         """Return what was measured since the last call, by operation and place, such as `linear down`."""

@@ -60,6 +60,10 @@ class PackedLinear(Protocol):
         ...
 
 
+Expert: TypeAlias = tuple[PackedLinear, PackedLinear]
+"""One expert's gate and up matrix, packed together, and its down matrix."""
+
+
 class LoraMatrix(Protocol):
     """The low-rank change of one of the stacked matrices: `scale · up @ down`."""
 
@@ -168,6 +172,23 @@ class Kernels(Protocol):
         """Write `silu(gate) · up`, what `gate_up_silu` does after its products, to the bit.
 
         Shapes: `gate_up_TG` `[T, 2F]` float32, in each row the F gates first.
+        """
+        ...
+
+    def add_experts(
+        self,
+        x_TD: np.ndarray,
+        experts: Sequence[Expert],
+        chosen_Tk: np.ndarray,
+        weights_Tk: np.ndarray,
+        out_TD: np.ndarray,
+    ) -> None:
+        """Add `weight · down(silu(gate(x)) · up(x))` of each of a token's experts, in the order of the experts.
+
+        A token's sum does not depend on the other tokens.
+
+        Shapes: `x_TD` and `out_TD` float32, not the same array; `chosen_Tk` int64, each an index of `experts`;
+            `weights_Tk` float32.
         """
         ...
 

@@ -15,6 +15,7 @@ from qwenstack.kernels.dequantize import QuantizedRows, dequantize, unpack
 from qwenstack.kernels.kv_rows import from_rows, to_rows
 from qwenstack.kernels.protocol import (
     ActivationBits,
+    Expert,
     Kernels,
     LoraMatrix,
     LoraRows,
@@ -136,6 +137,23 @@ class ReferenceKernels:
         product_TF = _product(_normed(x_TD, norm_weight, eps), own, self._activation_bits)
         gate_TF, up_TF = np.split(product_TF, 2, axis=1)
         out_TF[...] = _silu(gate_TF) * up_TF
+
+    def add_experts(
+        self,
+        x_TD: np.ndarray,
+        experts: Sequence[Expert],
+        chosen_Tk: np.ndarray,
+        weights_Tk: np.ndarray,
+        out_TD: np.ndarray,
+    ) -> None:
+        """See `Kernels.add_experts`."""
+        checks.check_add_experts(x_TD, experts, chosen_Tk, weights_Tk, out_TD)
+        for index, (gate_up, down) in enumerate(experts):
+            tokens, ranks = np.nonzero(chosen_Tk == index)
+            hidden_TF = np.empty((len(tokens), down.in_features), np.float32)
+            self.gate_up_silu(x_TD[tokens], gate_up, hidden_TF)
+            self.linear(hidden_TF, down, answer_TD := np.empty((len(tokens), out_TD.shape[1]), np.float32))
+            out_TD[tokens] += weights_Tk[tokens, ranks, None] * answer_TD
 
     def silu_times(self, gate_up_TG: np.ndarray, out_TF: np.ndarray) -> None:
         """See `Kernels.silu_times`."""
@@ -297,7 +315,7 @@ def quantize_activations(x_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Shapes: codes `[T, D]` float32 with whole values in -127…127, scales `[T, D/32]` float32.
     """
-    groups = x_TD.reshape(len(x_TD), -1, _ACTIVATION_GROUP)
+    groups = x_TD.reshape(len(x_TD), x_TD.shape[1] // _ACTIVATION_GROUP, _ACTIVATION_GROUP)
     amax = np.max(np.abs(groups), axis=2)
     usable = np.isfinite(amax) & (amax >= SMALLEST_AMAX)
     inverse = np.divide(np.float32(127), amax, where=usable, out=np.zeros_like(amax))

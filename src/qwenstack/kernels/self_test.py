@@ -90,6 +90,7 @@ def _cases() -> Iterator[_Case]:
         yield _Case(f"linear {weight_type.name}", partial(_linear, weight_type))
     yield _Case("linear Q8_0 at 16 bits", _linear_at_16_bits, _REST_STEP)
     yield _Case("gate_up_silu", _gate_up_silu)
+    yield _Case("add_experts", _add_experts)
     yield _Case("silu_times", _silu_times)
     yield _Case("add_lora", _add_lora)
     yield _Case("rms_norm", _rms_norm)
@@ -168,6 +169,20 @@ def _gate_up_silu(inputs: _Inputs, kernels: Kernels) -> np.ndarray:
     out_TF = _unwritten(_TOKENS, _ROWS)
     kernels.gate_up_silu(inputs.values(_TOKENS, _COLUMNS), kernels.pack([gate, up]), out_TF)
     return out_TF
+
+
+def _add_experts(inputs: _Inputs, kernels: Kernels) -> np.ndarray:
+    experts = [
+        (
+            kernels.pack([inputs.weight(WeightType.Q4_0, rows=_COLUMNS, at=at + place) for place in (0, 100)]),
+            kernels.pack([inputs.weight(WeightType.F16, rows=_COLUMNS, at=at)]),
+        )
+        for at in (0, 500, 900)
+    ]
+    out_TD = inputs.values(3, _COLUMNS, at=4000)
+    chosen_Tk = np.array([[2, 0], [0, 2], [2, 1]], np.int64)
+    kernels.add_experts(inputs.values(3, _COLUMNS), experts, chosen_Tk, inputs.values(3, 2, at=3000), out_TD)
+    return out_TD
 
 
 def _silu_times(inputs: _Inputs, kernels: Kernels) -> np.ndarray:

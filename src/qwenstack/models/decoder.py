@@ -17,7 +17,7 @@ import numpy as np
 
 from qwenstack.core.errors import ModelFormatError
 from qwenstack.hub.stored_tensor import StoredTensor
-from qwenstack.kernels import ActivationBits, Kernels, PackedLinear, dequantize
+from qwenstack.kernels import ActivationBits, Expert, Kernels, PackedLinear, dequantize
 from qwenstack.models.batch import KVCache, PackedBatch
 from qwenstack.models.config import ExpertsConfig, ModelConfig
 from qwenstack.models.lora import AdapterSpans, LayerLora
@@ -49,14 +49,6 @@ class DenseMLP:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expert:
-    """One expert's feed-forward network."""
-
-    gate_up: PackedLinear
-    down: PackedLinear
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SparseMLP:
     """The mixture of experts of a sparse layer: each token goes through the few experts that the router likes best."""
 
@@ -66,36 +58,25 @@ class SparseMLP:
     config: ExpertsConfig
 
     def add_to(self, x_TD: np.ndarray, kernels: Kernels, eps: float, lora: LayerLora) -> None:
-        """Add the weighted answers of each token's experts to x.
-
-        Experts are visited in ascending order, so that a token's sum does not depend on its neighbours. No adapter
-        changes them.
-        """
+        """Add the weighted answers of each token's experts to x; no adapter changes them."""
         assert not {"gate_up", "down"} & lora.keys()
         h_TD = np.empty_like(x_TD)
         kernels.rms_norm(x_TD, self.norm_D, eps, h_TD)
         logits_TE = np.empty((len(x_TD), len(self.experts)), np.float32)
         kernels.linear(h_TD, self.router, logits_TE)
         weights_Tk, chosen_Tk = route(logits_TE, self.config)
-        for index, expert in enumerate(self.experts):
-            tokens, ranks = np.nonzero(chosen_Tk == index)
-            if not len(tokens):
-                continue
-            hidden_TF = np.empty((len(tokens), expert.gate_up.out_features // 2), np.float32)
-            kernels.gate_up_silu(np.ascontiguousarray(h_TD[tokens]), expert.gate_up, hidden_TF)
-            out_TD = np.empty((len(tokens), x_TD.shape[1]), np.float32)
-            kernels.linear(hidden_TF, expert.down, out_TD)
-            x_TD[tokens] += weights_Tk[tokens, ranks, None] * out_TD
+        kernels.add_experts(h_TD, self.experts, chosen_Tk, weights_Tk, x_TD)
 
 
 def route(logits_TE: np.ndarray, config: ExpertsConfig) -> tuple[np.ndarray, np.ndarray]:
     """Choose each token's experts and their weights: softmax over all, the k largest, divided by their sum.
 
-    Shapes: logits `[T, E]` float32; weights `[T, k]` float32 and expert indices `[T, k]`, largest first.
+    Shapes: logits `[T, E]` float32; weights `[T, k]` float32 and expert indices `[T, k]` int64, largest first.
     """
     exp_TE = np.exp(logits_TE - logits_TE.max(axis=1, keepdims=True))
     probability_TE = exp_TE / exp_TE.sum(axis=1, keepdims=True)
-    chosen_Tk = np.argsort(-probability_TE, axis=1, kind="stable")[:, : config.num_experts_per_tok]
+    ranked_TE = np.argsort(-probability_TE, axis=1, kind="stable")
+    chosen_Tk = np.ascontiguousarray(ranked_TE[:, : config.num_experts_per_tok])
     weights_Tk = np.take_along_axis(probability_TE, chosen_Tk, axis=1)
     if config.norm_topk_prob:
         weights_Tk = weights_Tk / weights_Tk.sum(axis=1, keepdims=True)
@@ -239,7 +220,7 @@ def _load_sparse(config: ModelConfig, prefix: str, reader: WeightReader, kernels
     for index in range(config.experts.num_experts):
         name = f"{prefix}.mlp.experts.{index}"
         gate_up, down = _load_gate_up_down(config, name, config.experts.moe_intermediate_size, reader, kernels)
-        experts.append(Expert(gate_up=gate_up, down=down))
+        experts.append((gate_up, down))
     router = reader.stored_matrix(f"{prefix}.mlp.gate.weight", config.experts.num_experts, config.hidden_size)
     return SparseMLP(
         norm_D=reader.vector(f"{prefix}.post_attention_layernorm.weight", config.hidden_size),

@@ -107,3 +107,20 @@ def test_the_view_at_another_precision_is_timed_as_well(profiled: ProfiledKernel
     view = kernels.with_activation_bits(16)
     view.linear(np.ones((1, 32), np.float32), packed, np.empty((1, 4), np.float32))
     assert set(profiled.take_tallies()) == {"linear down"}
+
+
+def test_of_experts_only_those_that_were_chosen_are_read(profiled: ProfiledKernels) -> None:
+    kernels = profiled.as_kernels()
+    experts = [
+        (
+            kernels.pack([stored("blk.0.ffn_gate_exps.weight", 32), stored("blk.0.ffn_up_exps.weight", 32)]),
+            kernels.pack([stored("blk.0.ffn_down_exps.weight", 32)]),
+        )
+        for _ in range(4)
+    ]
+    profiled.take_tallies()
+    out = np.zeros((2, 32), np.float32)
+    kernels.add_experts(np.ones_like(out), experts, np.array([[3, 1], [1, 3]]), np.ones((2, 2), np.float32), out)
+    tallies = profiled.take_tallies()
+    assert list(tallies) == ["add_experts gate/up down"]
+    assert tallies["add_experts gate/up down"].bytes_read == 2 * 3 * 32 * 32 * 4

@@ -29,6 +29,7 @@ ALL_OPERATIONS = (
     *(f"linear {weight_type.name}" for weight_type in WeightType),
     "linear Q8_0 at 16 bits",
     "gate_up_silu",
+    "add_experts",
     "silu_times",
     "add_lora",
     "rms_norm",
@@ -41,6 +42,7 @@ ALL_OPERATIONS = (
 OUTPUTS = {
     "linear": 2,
     "gate_up_silu": 2,
+    "add_experts": 4,
     "silu_times": 1,
     "add_lora": 2,
     "rms_norm": 3,
