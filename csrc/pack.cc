@@ -19,6 +19,7 @@ struct Block {
 };
 
 using Unpack = void (*)(const uint8_t* block, Block& out);
+using PackTile = void (*)(const StoredMatrix& matrix, size_t tile, uint8_t* to);
 
 struct TypeTraits {
     StorageType type;
@@ -27,7 +28,7 @@ struct TypeTraits {
     int32_t zero;
     size_t columns;  // of a block
     size_t bytes;    // of a block
-    Unpack unpack;
+    PackTile pack_tile;
 };
 
 uint16_t read_half(const uint8_t* from) { return static_cast<uint16_t>(from[0] | (from[1] << 8)); }
@@ -53,9 +54,16 @@ void set_fields(const uint8_t* from, size_t num_bytes, int bits, size_t run, uin
     add_fields(from, num_bytes, bits, run, 0, codes);
 }
 
+// Bit i of the 32 is bit 4 of code i; eight at a time, each in a byte.
 void add_fifth_bits(const uint8_t* from, uint8_t* codes) {
-    for (int i = 0; i < 32; ++i) {
-        codes[i] = static_cast<uint8_t>(codes[i] | (((from[i / 8] >> (i % 8)) & 1) << 4));
+    constexpr uint64_t kOnes = 0x0101010101010101, kOneBitEach = 0x8040201008040201,
+                       kAllButHighest = 0x7F7F7F7F7F7F7F7F;
+    for (int i = 0; i < 4; ++i) {
+        const uint64_t bits = ((from[i] * kOnes) & kOneBitEach) + kAllButHighest;
+        uint64_t eight;
+        std::memcpy(&eight, codes + 8 * i, sizeof eight);
+        eight |= ((bits >> 7) & kOnes) << 4;
+        std::memcpy(codes + 8 * i, &eight, sizeof eight);
     }
 }
 
@@ -145,20 +153,143 @@ void unpack_q6_k(const uint8_t* block, Block& out) {
     out.scale_halves[0] = read_half(block + 208);
 }
 
+void write_half(uint8_t* to, size_t row, uint16_t half) { std::memcpy(to + row * sizeof half, &half, sizeof half); }
+
+// Four codes of a row, one in each byte.
+uint32_t read_quad(const uint8_t* codes, size_t quad) {
+    uint32_t four;
+    std::memcpy(&four, codes + 4 * quad, sizeof four);
+    return four;
+}
+
+void write_quad(uint8_t* to, size_t byte_block, size_t row, uint32_t four) {
+    std::memcpy(to + byte_block * kQuadBytes + row * sizeof four, &four, sizeof four);
+}
+
+// Writes one row's 32 codes into its lane of a group.
+template <int kBits>
+void write_codes(const uint8_t* codes, size_t row, uint8_t* to) {
+    if constexpr (kBits == 8) {
+        for (size_t quad = 0; quad < kQuadsPerGroup; ++quad) {
+            write_quad(to, quad, row, read_quad(codes, quad));
+        }
+        return;
+    }
+    constexpr uint32_t kLowBits = 0x0F0F0F0F, kOneBit = 0x01010101, kTwoBits = 0x03030303;
+    for (size_t i = 0; i < 4; ++i) {
+        write_quad(to, i, row, (read_quad(codes, i) & kLowBits) | ((read_quad(codes, i + 4) & kLowBits) << 4));
+    }
+    if constexpr (kBits == 5) {
+        uint32_t high = 0;
+        for (size_t quad = 0; quad < 8; ++quad) {
+            high |= ((read_quad(codes, quad) >> 4) & kOneBit) << quad;
+        }
+        write_quad(to, 4, row, high);
+    }
+    if constexpr (kBits == 6) {
+        for (size_t i = 0; i < 2; ++i) {
+            uint32_t high = 0;
+            for (size_t m = 0; m < 4; ++m) {
+                high |= ((read_quad(codes, 4 * i + m) >> 4) & kTwoBits) << (2 * m);
+            }
+            write_quad(to, 4 + i, row, high);
+        }
+    }
+}
+
+// Writes one row of a block into its lane: the groups, and for two-level types the super-block before them.
+template <QuantizedFormat kFormat, size_t kColumns>
+uint8_t* write_block(const Block& block, size_t row, uint8_t* to) {
+    if constexpr (kFormat.two_level) {
+        write_half(to, row, block.scale_halves[0]);
+        if (kFormat.has_offsets) {
+            write_half(to + kTileRows * sizeof(uint16_t), row, block.scale_halves[1]);
+        }
+        to += super_block_header_bytes(kFormat);
+    }
+    constexpr size_t kScales = static_cast<size_t>(kFormat.scales_per_group);
+    for (size_t group = 0; group < kColumns / kGroupColumns; ++group) {
+        uint8_t* const offsets = to + scale_bytes(kFormat);
+        uint8_t* const codes = to + scale_bytes(kFormat) * (kFormat.has_offsets ? 2 : 1);
+        if constexpr (kFormat.two_level) {
+            for (size_t half = 0; half < kScales; ++half) {
+                const size_t index = group * kScales + half;
+                to[half * kTileRows + row] = static_cast<uint8_t>(block.scales[index]);
+                if (kFormat.has_offsets) {
+                    offsets[half * kTileRows + row] = static_cast<uint8_t>(block.offsets[index]);
+                }
+            }
+        } else {
+            write_half(to, row, block.scale_halves[0]);
+            if (kFormat.has_offsets) {
+                write_half(offsets, row, block.scale_halves[1]);
+            }
+        }
+        write_codes<kFormat.code_bits>(block.codes + group * kGroupColumns, row, codes);
+        to += group_bytes(kFormat);
+    }
+    return to;
+}
+
+// Goes down the rows block by block, so that the lanes of a group are written while it is in the cache.
+template <Unpack kUnpack, QuantizedFormat kFormat, size_t kColumns, size_t kBytes>
+void pack_quantized_tile(const StoredMatrix& matrix, size_t tile, uint8_t* to) {
+    const size_t num_blocks = matrix.columns / kColumns;
+    const size_t num_rows = std::min(kTileRows, matrix.rows - tile * kTileRows);
+    const uint8_t* const first_row = matrix.data + tile * kTileRows * num_blocks * kBytes;
+    Block block = {};
+    for (size_t i = 0; i < num_blocks; ++i) {
+        uint8_t* end = to;
+        for (size_t row = 0; row < num_rows; ++row) {
+            kUnpack(first_row + (row * num_blocks + i) * kBytes, block);
+            end = write_block<kFormat, kColumns>(block, row, to);
+        }
+        to = end;
+    }
+}
+
+template <size_t kBytes>
+void pack_float_tile(const StoredMatrix& matrix, size_t tile, uint8_t* to) {
+    const size_t num_rows = std::min(kTileRows, matrix.rows - tile * kTileRows);
+    const uint8_t* const from = matrix.data + tile * kTileRows * matrix.columns * kBytes;
+    for (size_t column = 0; column < matrix.columns; ++column) {
+        for (size_t row = 0; row < num_rows; ++row) {
+            std::memcpy(to + (column * kTileRows + row) * kBytes, from + (row * matrix.columns + column) * kBytes,
+                        kBytes);
+        }
+    }
+}
+
+template <size_t kBytes>
+constexpr TypeTraits floats(StorageType type, WeightKind kind) {
+    return {type, kind, {}, 0, 1, kBytes, pack_float_tile<kBytes>};
+}
+
+template <Unpack kUnpack, QuantizedFormat kFormat, size_t kColumns, size_t kBytes>
+constexpr TypeTraits quantized(StorageType type, int32_t zero) {
+    return {type,
+            WeightKind::kQuantized,
+            kFormat,
+            zero,
+            kColumns,
+            kBytes,
+            pack_quantized_tile<kUnpack, kFormat, kColumns, kBytes>};
+}
+
 constexpr TypeTraits kTypes[] = {
-    {StorageType::kF32, WeightKind::kFloat32, {}, 0, 1, 4, nullptr},
-    {StorageType::kF16, WeightKind::kFloat16, {}, 0, 1, 2, nullptr},
-    {StorageType::kBF16, WeightKind::kBfloat16, {}, 0, 1, 2, nullptr},
-    {StorageType::kQ4_0, WeightKind::kQuantized, kFormatQ4_0, 8, 32, 18, unpack_q4_0},
-    {StorageType::kQ4_1, WeightKind::kQuantized, kFormatQ4_1, 0, 32, 20, unpack_q4_1},
-    {StorageType::kQ5_0, WeightKind::kQuantized, kFormatQ5_0, 16, 32, 22, unpack_q5_0},
-    {StorageType::kQ5_1, WeightKind::kQuantized, kFormatQ5_1, 0, 32, 24, unpack_q5_1},
-    {StorageType::kQ8_0, WeightKind::kQuantized, kFormatQ8_0, 128, 32, 34, unpack_q8_0},
-    {StorageType::kQ2_K, WeightKind::kQuantized, kFormatQ2_K, 0, 256, 84, unpack_q2_k},
-    {StorageType::kQ3_K, WeightKind::kQuantized, kFormatQ3_K, 4, 256, 110, unpack_q3_k},
-    {StorageType::kQ4_K, WeightKind::kQuantized, kFormatQ4_K, 0, 256, 144, unpack_q4_k},
-    {StorageType::kQ5_K, WeightKind::kQuantized, kFormatQ5_K, 0, 256, 176, unpack_q5_k},
-    {StorageType::kQ6_K, WeightKind::kQuantized, kFormatQ6_K, 32, 256, 210, unpack_q6_k},
+    floats<4>(StorageType::kF32, WeightKind::kFloat32),
+    floats<2>(StorageType::kF16, WeightKind::kFloat16),
+    floats<2>(StorageType::kBF16, WeightKind::kBfloat16),
+    quantized<unpack_q4_0, kFormatQ4_0, 32, 18>(StorageType::kQ4_0, 8),
+    quantized<unpack_q4_1, kFormatQ4_1, 32, 20>(StorageType::kQ4_1, 0),
+    quantized<unpack_q5_0, kFormatQ5_0, 32, 22>(StorageType::kQ5_0, 16),
+    quantized<unpack_q5_1, kFormatQ5_1, 32, 24>(StorageType::kQ5_1, 0),
+    quantized<unpack_q8_0, kFormatQ8_0, 32, 34>(StorageType::kQ8_0, 128),
+    quantized<unpack_q2_k, kFormatQ2_K, 256, 84>(StorageType::kQ2_K, 0),
+    quantized<unpack_q3_k, kFormatQ3_K, 256, 110>(StorageType::kQ3_K, 4),
+    quantized<unpack_q4_k, kFormatQ4_K, 256, 144>(StorageType::kQ4_K, 0),
+    quantized<unpack_q5_k, kFormatQ5_K, 256, 176>(StorageType::kQ5_K, 0),
+    quantized<unpack_q6_k, kFormatQ6_K, 256, 210>(StorageType::kQ6_K, 32),
 };
 
 const TypeTraits* find_type(uint32_t type) {
@@ -175,109 +306,6 @@ size_t packed_tile_bytes(const TypeTraits& traits, size_t columns) {
         return kTileRows * columns * traits.bytes;
     }
     return tile_bytes(traits.format, columns);
-}
-
-void write_half(uint8_t* to, size_t row, uint16_t half) { std::memcpy(to + row * sizeof half, &half, sizeof half); }
-
-// Four codes of a row, one in each byte.
-uint32_t read_quad(const uint8_t* codes, size_t quad) {
-    uint32_t four;
-    std::memcpy(&four, codes + 4 * quad, sizeof four);
-    return four;
-}
-
-void write_quad(uint8_t* to, size_t byte_block, size_t row, uint32_t four) {
-    std::memcpy(to + byte_block * kQuadBytes + row * sizeof four, &four, sizeof four);
-}
-
-// Writes one row's 32 codes into its lane of a group.
-void write_codes(const uint8_t* codes, int bits, size_t row, uint8_t* to) {
-    if (bits == 8) {
-        for (size_t quad = 0; quad < kQuadsPerGroup; ++quad) {
-            write_quad(to, quad, row, read_quad(codes, quad));
-        }
-        return;
-    }
-    constexpr uint32_t kLowBits = 0x0F0F0F0F, kOneBit = 0x01010101, kTwoBits = 0x03030303;
-    for (size_t i = 0; i < 4; ++i) {
-        write_quad(to, i, row, (read_quad(codes, i) & kLowBits) | ((read_quad(codes, i + 4) & kLowBits) << 4));
-    }
-    if (bits == 5) {
-        uint32_t high = 0;
-        for (size_t quad = 0; quad < 8; ++quad) {
-            high |= ((read_quad(codes, quad) >> 4) & kOneBit) << quad;
-        }
-        write_quad(to, 4, row, high);
-    }
-    if (bits == 6) {
-        for (size_t i = 0; i < 2; ++i) {
-            uint32_t high = 0;
-            for (size_t m = 0; m < 4; ++m) {
-                high |= ((read_quad(codes, 4 * i + m) >> 4) & kTwoBits) << (2 * m);
-            }
-            write_quad(to, 4 + i, row, high);
-        }
-    }
-}
-
-// Writes one row of a block into its lane: the groups, and for two-level types the super-block before them.
-uint8_t* write_block(const Block& block, const TypeTraits& traits, size_t row, uint8_t* to) {
-    const QuantizedFormat& format = traits.format;
-    if (format.two_level) {
-        write_half(to, row, block.scale_halves[0]);
-        if (format.has_offsets) {
-            write_half(to + kTileRows * sizeof(uint16_t), row, block.scale_halves[1]);
-        }
-        to += super_block_header_bytes(format);
-    }
-    const size_t scales_per_group = static_cast<size_t>(format.scales_per_group);
-    for (size_t group = 0; group < traits.columns / kGroupColumns; ++group) {
-        uint8_t* const offsets = to + scale_bytes(format);
-        uint8_t* const codes = to + scale_bytes(format) * (format.has_offsets ? 2 : 1);
-        if (format.two_level) {
-            for (size_t half = 0; half < scales_per_group; ++half) {
-                const size_t index = group * scales_per_group + half;
-                to[half * kTileRows + row] = static_cast<uint8_t>(block.scales[index]);
-                if (format.has_offsets) {
-                    offsets[half * kTileRows + row] = static_cast<uint8_t>(block.offsets[index]);
-                }
-            }
-        } else {
-            write_half(to, row, block.scale_halves[0]);
-            if (format.has_offsets) {
-                write_half(offsets, row, block.scale_halves[1]);
-            }
-        }
-        write_codes(block.codes + group * kGroupColumns, format.code_bits, row, codes);
-        to += group_bytes(format);
-    }
-    return to;
-}
-
-// Goes down the rows block by block, so that the lanes of a group are written while it is in the cache.
-void pack_quantized_tile(const StoredMatrix& matrix, const TypeTraits& traits, size_t tile, uint8_t* to) {
-    const size_t num_blocks = matrix.columns / traits.columns;
-    const size_t num_rows = std::min(kTileRows, matrix.rows - tile * kTileRows);
-    const uint8_t* const first_row = matrix.data + tile * kTileRows * num_blocks * traits.bytes;
-    Block block = {};
-    for (size_t i = 0; i < num_blocks; ++i) {
-        uint8_t* end = to;
-        for (size_t row = 0; row < num_rows; ++row) {
-            traits.unpack(first_row + (row * num_blocks + i) * traits.bytes, block);
-            end = write_block(block, traits, row, to);
-        }
-        to = end;
-    }
-}
-
-void pack_float_tile(const StoredMatrix& matrix, size_t value_bytes, size_t tile, uint8_t* to) {
-    const size_t num_rows = std::min(kTileRows, matrix.rows - tile * kTileRows);
-    for (size_t row = 0; row < num_rows; ++row) {
-        const uint8_t* from = matrix.data + (tile * kTileRows + row) * matrix.columns * value_bytes;
-        for (size_t column = 0; column < matrix.columns; ++column) {
-            std::memcpy(to + (column * kTileRows + row) * value_bytes, from + column * value_bytes, value_bytes);
-        }
-    }
 }
 
 constexpr size_t kCacheLineBytes = 64;
@@ -322,12 +350,10 @@ std::vector<Segment> pack_segments(const std::vector<StoredMatrix>& matrices, co
         segment.tiles = to;
         pool.run(segment.num_tiles, [&](size_t tile, size_t) {
             uint8_t* const tile_data = to + tile * segment.tile_bytes;
-            std::memset(tile_data, 0, segment.tile_bytes);  // lanes beyond the last row
-            if (traits.kind == WeightKind::kQuantized) {
-                pack_quantized_tile(matrix, traits, tile, tile_data);
-            } else {
-                pack_float_tile(matrix, traits.bytes, tile, tile_data);
+            if ((tile + 1) * kTileRows > matrix.rows) {
+                std::memset(tile_data, 0, segment.tile_bytes);  // lanes beyond the last row
             }
+            traits.pack_tile(matrix, tile, tile_data);
         });
         to += round_up(segment.num_tiles * segment.tile_bytes, kCacheLineBytes);
         first_row += matrix.rows;
