@@ -9,10 +9,13 @@ namespace {
 
 constexpr size_t kCacheLineBytes = 64;
 
-// Tiles of one part: with few tokens the product is limited by reading weights, and parts are runs of about kPartBytes,
-// long enough to hide the cost of claiming one and of prefetching beyond its end; with many, two tiles are work enough.
+// Tiles of one part: with few tokens the product is limited by reading weights, and parts are runs that are
+// long enough to hide the cost of claiming one and of prefetching beyond its end, and enough for threads to share
+// evenly; with many, two tiles are work enough.
 constexpr size_t kFewTokens = 8;
-constexpr size_t kPartBytes = size_t{64} << 10;
+constexpr size_t kLeastPartBytes = size_t{32} << 10;
+constexpr size_t kMostPartBytes = size_t{256} << 10;
+constexpr size_t kPartsPerThread = 4;
 constexpr size_t kManyTokensTiles = 2;
 // Tiles of a factor of an adapter with many tokens: its inner dimension is a rank, so that a tile alone is little work.
 constexpr size_t kLoraTiles = 16;
@@ -120,9 +123,14 @@ void Context::prepare_activations() {
     });
 }
 
+// Tiles of a part where reading them is what takes the time.
+size_t Context::tiles_to_read(const Segment& segment) const {
+    const size_t share = segment.num_tiles * segment.tile_bytes / (kPartsPerThread * pool_.num_threads());
+    return std::max<size_t>(1, std::clamp(share, kLeastPartBytes, kMostPartBytes) / segment.tile_bytes);
+}
+
 void Context::split(const LinearJob& job, const Segment& segment, const Segment* up) {
-    const size_t tiles_per_part =
-        job.num_tokens <= kFewTokens ? std::max<size_t>(1, kPartBytes / segment.tile_bytes) : kManyTokensTiles;
+    const size_t tiles_per_part = job.num_tokens <= kFewTokens ? tiles_to_read(segment) : kManyTokensTiles;
     for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
         const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - token);
         for (size_t tile = 0; tile < segment.num_tiles; tile += tiles_per_part) {
@@ -356,8 +364,7 @@ void Context::run_lora_in_parts(const std::vector<LoraPart>& factors) {
     lora_parts_.clear();
     for (const LoraPart& whole : factors) {
         const size_t num_tokens = whole.range.num_tokens;
-        const size_t tiles_per_part =
-            num_tokens <= kFewTokens ? std::max<size_t>(1, kPartBytes / whole.factor->tile_bytes) : kLoraTiles;
+        const size_t tiles_per_part = num_tokens <= kFewTokens ? tiles_to_read(*whole.factor) : kLoraTiles;
         for (size_t token = 0; token < num_tokens; token += kMaxRangeTokens) {
             for (size_t tile = 0; tile < whole.range.num_tiles; tile += tiles_per_part) {
                 LoraPart part = whole;

@@ -52,27 +52,25 @@ public:
         return kFormat.has_offsets ? multiplier(at_ + scale_bytes(kFormat), half, offset_) : broadcast(0.0f);
     }
 
-    QWENSTACK_INLINE void read_codes(U8x64 (&quads)[kQuadsPerGroup]) const {
+    // One quad at a time: eight of them would fill the registers that the sums are to have.
+    template <size_t kQuad>
+    QWENSTACK_INLINE U8x64 codes() const {
         const uint8_t* const low = at_ + scale_bytes(kFormat) * (kFormat.has_offsets ? 2 : 1);
         if constexpr (kFormat.code_bits == 8) {
-            for (size_t i = 0; i < kQuadsPerGroup; ++i) {
-                quads[i] = load_bytes(low + i * kQuadBytes);
+            return load_bytes(low + kQuad * kQuadBytes);
+        } else {
+            constexpr int kShift = kQuad < 4 ? 0 : -4;
+            const U8x64 four_bits = shifted_bits<kShift>(load_bytes(low + kQuad % 4 * kQuadBytes), broadcast_byte(15));
+            const uint8_t* const high = low + 4 * kQuadBytes;
+            if constexpr (kFormat.code_bits == 5) {
+                return four_bits | shifted_bits<4 - static_cast<int>(kQuad)>(load_bytes(high), broadcast_byte(16));
             }
-            return;
-        }
-        const U8x64 half_byte = broadcast_byte(15);
-        for (size_t i = 0; i < 4; ++i) {
-            const U8x64 both = load_bytes(low + i * kQuadBytes);
-            quads[i] = both & half_byte;
-            quads[i + 4] = shifted_bits<-4>(both, half_byte);
-        }
-        const uint8_t* const high = low + 4 * kQuadBytes;
-        if constexpr (kFormat.code_bits == 5) {
-            add_fifth_bits(load_bytes(high), quads);
-        }
-        if constexpr (kFormat.code_bits == 6) {
-            add_two_bits(load_bytes(high), quads);
-            add_two_bits(load_bytes(high + kQuadBytes), quads + 4);
+            if constexpr (kFormat.code_bits == 6) {
+                constexpr int kUp = 4 - 2 * static_cast<int>(kQuad % 4);
+                const U8x64 two_bits = load_bytes(high + kQuad / 4 * kQuadBytes);
+                return four_bits | shifted_bits<kUp>(two_bits, broadcast_byte(48));
+            }
+            return four_bits;
         }
     }
     QWENSTACK_INLINE void end_group() {
@@ -86,24 +84,6 @@ private:
             return load_half(reinterpret_cast<const uint16_t*>(from));
         }
         return upper_level * load_int8(reinterpret_cast<const int8_t*>(from) + half * kTileRows);
-    }
-    QWENSTACK_INLINE static void add_fifth_bits(U8x64 bits, U8x64 (&quads)[kQuadsPerGroup]) {
-        const U8x64 fifth = broadcast_byte(16);
-        quads[0] = quads[0] | shifted_bits<4>(bits, fifth);
-        quads[1] = quads[1] | shifted_bits<3>(bits, fifth);
-        quads[2] = quads[2] | shifted_bits<2>(bits, fifth);
-        quads[3] = quads[3] | shifted_bits<1>(bits, fifth);
-        quads[4] = quads[4] | shifted_bits<0>(bits, fifth);
-        quads[5] = quads[5] | shifted_bits<-1>(bits, fifth);
-        quads[6] = quads[6] | shifted_bits<-2>(bits, fifth);
-        quads[7] = quads[7] | shifted_bits<-3>(bits, fifth);
-    }
-    QWENSTACK_INLINE static void add_two_bits(U8x64 bits, U8x64* quads) {
-        const U8x64 two = broadcast_byte(48);
-        quads[0] = quads[0] | shifted_bits<4>(bits, two);
-        quads[1] = quads[1] | shifted_bits<2>(bits, two);
-        quads[2] = quads[2] | shifted_bits<0>(bits, two);
-        quads[3] = quads[3] | shifted_bits<-2>(bits, two);
     }
 
     const uint8_t* at_;
@@ -150,25 +130,24 @@ QWENSTACK_NOINLINE void multiply_packed_tile(const uint8_t* tile, size_t num_gro
     for (size_t index = 0; index < num_groups; ++index) {
         const ActivationGroup group{activations + index * kTokens * kActivationGroupBytes, kTokens};
         reader.start_group(index);
-        U8x64 quads[kQuadsPerGroup];
-        reader.read_codes(quads);
-        for (size_t half = 0; half < kScales; ++half) {
-            const size_t part = kScales == 1 ? 0 : 1 + half;
+        for_each_index<kScales>([&]<size_t kHalf>() QWENSTACK_INLINE_LAMBDA {
+            constexpr size_t kPart = kScales == 1 ? 0 : 1 + kHalf;
             Sum dots[kTokens];
-            start_dots<kFormat>(group, part, zero, dots);
-            // Tokens go inside: their sums do not wait for each other.
-            QWENSTACK_UNROLL
-            for (size_t i = half * kQuadsPerScale; i < (half + 1) * kQuadsPerScale; ++i) {
+            start_dots<kFormat>(group, kPart, zero, dots);
+            for_each_index<kQuadsPerScale>([&]<size_t kIndex>() QWENSTACK_INLINE_LAMBDA {
+                constexpr size_t kQuad = kHalf * kQuadsPerScale + kIndex;
+                const U8x64 codes = reader.template codes<kQuad>();
+                // Tokens go inside: their sums do not wait for each other.
                 QWENSTACK_UNROLL
                 for (size_t token = 0; token < kTokens; ++token) {
-                    dots[token].add(quads[i], group.codes(token) + 4 * i);
-                    if ((i + 1) % kSettleAfter == 0) {
+                    dots[token].add(codes, group.codes(token) + 4 * kQuad);
+                    if ((kQuad + 1) % kSettleAfter == 0) {
                         dots[token].settle();
                     }
                 }
-            }
-            add_dots<kFormat>(dots, reader.scale(half), reader.offset(half), group, part, results);
-        }
+            });
+            add_dots<kFormat>(dots, reader.scale(kHalf), reader.offset(kHalf), group, kPart, results);
+        });
         reader.end_group();
     }
     for (size_t token = 0; token < kTokens; ++token) {
@@ -203,11 +182,9 @@ void expand_groups(PackedTileReader<kFormat>& reader, size_t num_groups, uint8_t
                 store(vectors + (kFormat.scales_per_group + half) * kTileRows, reader.offset(half));
             }
         }
-        U8x64 quads[kQuadsPerGroup];
-        reader.read_codes(quads);
-        for (size_t i = 0; i < kQuadsPerGroup; ++i) {
-            store_bytes(to + expanded_codes_at(kFormat) + i * kQuadBytes, quads[i]);
-        }
+        for_each_index<kQuadsPerGroup>([&]<size_t kQuad>() QWENSTACK_INLINE_LAMBDA {
+            store_bytes(to + expanded_codes_at(kFormat) + kQuad * kQuadBytes, reader.template codes<kQuad>());
+        });
         reader.end_group();
         to += expanded_group_bytes(kFormat);
     }

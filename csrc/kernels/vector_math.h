@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 // Before a loop of at most 8 rounds over registers: it must become straight code.
 #if defined(__clang__)
@@ -15,8 +16,18 @@
 // For functions around an inner loop: it gets registers of its own.
 #define QWENSTACK_NOINLINE __attribute__((noinline))
 
+// Between the parameters and the body of a lambda that must become part of its caller.
+#define QWENSTACK_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace qwenstack {
 namespace {
+
+// Calls `function.template operator()<i>()` for i = 0…kCount - 1, as straight code.
+template <size_t kCount, typename Function>
+QWENSTACK_INLINE void for_each_index(Function function) {
+    [&]<size_t... kIndex>(std::index_sequence<kIndex...>)
+        QWENSTACK_INLINE_LAMBDA { (function.template operator()<kIndex>(), ...); }(std::make_index_sequence<kCount>());
+}
 
 // Loads and stores of fewer than 16 values; the missing lanes are 0.
 template <typename Load, typename T>
