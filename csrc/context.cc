@@ -9,9 +9,9 @@ namespace {
 
 constexpr size_t kCacheLineBytes = 64;
 
-// Tiles of one part: with few tokens the product is limited by reading weights, and parts are runs that are
-// long enough to hide the cost of claiming one and of prefetching beyond its end, and enough for threads to share
-// evenly; with many, two tiles are work enough.
+// Tiles of one part. With few tokens the product is limited by reading weights, and parts are runs long enough to hide
+// the cost of claiming one and of prefetching beyond its end, and enough of them for threads to share evenly: 64 KB
+// each cost 8 % of a token (docs/lab-notes.md, 2026-11-26). With many tokens, two tiles are work enough.
 constexpr size_t kFewTokens = 8;
 constexpr size_t kLeastPartBytes = size_t{32} << 10;
 constexpr size_t kMostPartBytes = size_t{256} << 10;
