@@ -286,6 +286,11 @@ void add_experts(Context& context, const Input& x, const std::vector<ExpertPair>
     if (experts.empty()) {
         refuse(operation, "needs at least one expert.");
     }
+    for (const auto& [gate_up, down] : experts) {
+        if (gate_up == nullptr || down == nullptr) {
+            refuse(operation, "an expert is None.");
+        }
+    }
     const size_t num_tokens = num_rows(x);
     const size_t experts_per_token = chosen.ndim() < 2 ? 0 : chosen.shape(1);
     ExpertsJob job{};
@@ -363,6 +368,11 @@ void add_lora(Context& context, const Input& x, const std::vector<RowsOfLora>& r
               const OptionalInput& norm_weight, float eps) {
     if (rows.empty()) {
         return;
+    }
+    for (const auto& own : rows) {
+        if (std::get<2>(own) == nullptr) {
+            refuse("add_lora", "an adapter is None.");
+        }
     }
     const size_t num_tokens = num_rows(x);
     const PackedLora& any = *std::get<2>(rows.front());

@@ -19,7 +19,8 @@ constexpr size_t kPartsPerThread = 4;
 constexpr size_t kManyTokensTiles = 2;
 // Tiles of a factor of an adapter with many tokens: its inner dimension is a rank, so that a tile alone is little work.
 constexpr size_t kLoraTiles = 16;
-// From so many adapters for each thread on, an adapter is one part, both of its factors without a wait between them.
+// From so many adapters of few tokens for each thread on, an adapter is one part, both of its factors without a wait
+// between them.
 constexpr size_t kAdaptersPerThread = 4;
 // Rows (query heads of queries) that share one pass over the keys: their results fit the first-level cache.
 constexpr size_t kAttentionRows = 128;
@@ -340,7 +341,9 @@ void Context::add_lora(LinearJob job, const std::vector<LoraRows>& rows) {
         }
         lora_ends_.push_back(lora_downs_.size());
     }
-    if (job.num_tokens <= kFewTokens * rows.size() && rows.size() >= kAdaptersPerThread * pool_.num_threads()) {
+    const bool are_short =
+        std::all_of(rows.begin(), rows.end(), [](const LoraRows& own) { return own.num_rows <= kFewTokens; });
+    if (are_short && rows.size() >= kAdaptersPerThread * pool_.num_threads()) {
         run_lora_by_adapter();
     } else {
         run_lora_in_parts(lora_downs_);

@@ -30,7 +30,7 @@ WeightMemory WeightArena::allocate(size_t size) {
     const size_t needed = round_up(size, kCacheLineBytes);
     std::shared_ptr<uint8_t> pages = pages_.lock();
     const size_t left = pages == nullptr ? 0 : size_ - used_;
-    if (needed <= left) {
+    if (pages != nullptr && needed <= left) {
         uint8_t* const data = pages.get() + used_;
         used_ += needed;
         return {std::shared_ptr<uint8_t>(std::move(pages), data), size};

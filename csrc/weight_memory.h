@@ -20,8 +20,8 @@ private:
 };
 
 // Hands out pieces one behind the other: weights are read in the order in which they were packed, and fewer page walks
-// leave more bandwidth. A run of huge pages is freed with the last piece in it, so that a piece of less than a page
-// never keeps more than one alive. Not thread-safe.
+// leave more bandwidth. A run of huge pages, as many as the piece takes that it was made for, is freed with the last
+// piece in it. Not thread-safe.
 class WeightArena {
 public:
     // Throws std::bad_alloc.

@@ -92,15 +92,19 @@ def choose_token(
         forbidden_ids: ids that must not come, such as end tokens before `min_tokens`.
         uniform: a number in [0, 1) that decides; not used at temperature 0.
         restriction: what else must not come; the result is as if those tokens' logits were minus infinity.
+
+    Raises:
+        ArithmeticError: no token may come.
     """
     logits_V = _with_bias(logits_V, params.logit_bias, forbidden_ids)
     logits_V = _with_penalties(logits_V, params, history)
     top_k = 1 if params.temperature < _GREEDY_BELOW else params.top_k
     if restriction is not None:
         logits_V = _likeliest_allowed(logits_V, top_k, restriction)
-    if top_k == 1:
-        return int(logits_V.argmax())
-    return _draw(logits_V, params, uniform)
+    best = int(logits_V.argmax())
+    if not np.isfinite(logits_V[best]):
+        raise ArithmeticError("Everything that may come next is forbidden.")
+    return best if top_k == 1 else _draw(logits_V, params, uniform)
 
 
 def uniform_number(seed: int, index: int, position: int) -> float:

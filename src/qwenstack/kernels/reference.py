@@ -153,7 +153,7 @@ class ReferenceKernels:
             hidden_TF = np.empty((len(tokens), down.in_features), np.float32)
             self.gate_up_silu(x_TD[tokens], gate_up, hidden_TF)
             self.linear(hidden_TF, down, answer_TD := np.empty((len(tokens), out_TD.shape[1]), np.float32))
-            out_TD[tokens] += weights_Tk[tokens, ranks, None] * answer_TD
+            np.add.at(out_TD, tokens, weights_Tk[tokens, ranks, None] * answer_TD)  # a token may come twice
 
     def silu_times(self, gate_up_TG: np.ndarray, out_TF: np.ndarray) -> None:
         """See `Kernels.silu_times`."""

@@ -113,6 +113,18 @@ def test_many_adapters_give_the_bits_of_each_alone(rows_of_each, make_changes, k
         assert alone.any()
 
 
+@pytest.mark.parametrize("most", [9, 65, 130])
+def test_one_long_prompt_among_many_adapters_that_decode(most, make_changes, kernels):
+    packed = [kernels.pack_lora(make_changes(WeightType.F16, seed), OUT) for seed in range(12)]
+    x = random_rows(most + 11, WIDTH)
+    rows = [(0, most, packed[0]), *((most + i, most + i + 1, own) for i, own in enumerate(packed[1:]))]
+    kernels.add_lora(x, rows, together := np.zeros((len(x), OUT), np.float32))
+    for first, end, own in rows:
+        for row in range(first, end):
+            kernels.add_lora(x[row : row + 1], [(0, 1, own)], alone := np.zeros((1, OUT), np.float32))
+            assert np.array_equal(alone[0], together[row])
+
+
 def test_adapters_that_shared_pages_with_a_freed_one_stay_whole(make_changes, kernels):
     x = random_rows(3, WIDTH)
 

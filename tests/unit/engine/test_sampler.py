@@ -217,3 +217,11 @@ def test_each_token_of_prompt_and_answer_is_seen_once(prompt: list[int], answer:
     for token in answer:
         history.add(token)
     assert sorted(history.seen_ids().tolist()) == sorted({*prompt, *answer})
+
+
+@pytest.mark.parametrize(
+    "params", [SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=3, min_p=0.1)]
+)
+def test_where_nothing_may_come_the_request_fails(params: SamplingParams) -> None:
+    with pytest.raises(ArithmeticError, match="forbidden"):
+        choose_token(np.zeros(3, np.float32), params, no_history(), forbidden_ids=(0, 1, 2), uniform=0.5)

@@ -31,12 +31,13 @@ def tools_lark(source: str, required_tool: str | None, tool_format: ToolFormat) 
     """
     functions = _allowed_functions(source, required_tool)
     names = [f"function_{index}" for index in range(len(functions))]
+    least_lengths: set[int] = set()
     rules = [
-        f"{rule}: {_function_lark(name, parameters, tool_format)}"
+        f"{rule}: {_function_lark(name, parameters, tool_format, least_lengths)}"
         for rule, (name, parameters) in zip(names, functions.items(), strict=True)
     ]
     if tool_format == "qwen_xml":
-        rules += text_rules(rules)
+        rules += text_rules(least_lengths)
     begin, end = json.dumps(TOOL_CALL_BEGIN), json.dumps(TOOL_CALL_END)
     rules += [f"function: {' | '.join(names)}", f"rest_of_call: /\\n?/ function /\\n?/ {end}"]
     if required_tool is None:
@@ -90,10 +91,10 @@ def _functions(source: str) -> dict[str, Json]:
     return functions
 
 
-def _function_lark(name: str, parameters: Json, tool_format: ToolFormat) -> str:
+def _function_lark(name: str, parameters: Json, tool_format: ToolFormat, least_lengths: set[int]) -> str:
     try:
         if tool_format == "qwen_xml":
-            return function_lark(name, parameters)
+            return function_lark(name, parameters, least_lengths)
         arguments = check_schema(parameters, root="#/properties/arguments", depth=1)
     except GrammarRefusal as refusal:
         raise GrammarRefusal(f"The parameters of the tool {name!r} cannot be used. {refusal}") from None

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import cast
+from urllib.parse import quote
 
 from qwenstack.engine.grammar.json_schema import Json, check_schema, is_remark, schema_lark
 from qwenstack.engine.grammar.refusal import GrammarRefusal
@@ -26,8 +27,10 @@ _TEXT_FROM = "text_from_"
 """Names the rule of texts by their least length; those characters are no `<`, so that no closing tag is among them."""
 
 
-def function_lark(name: str, parameters: Json) -> str:
-    """Return the right side of the rule of one function's call, on one line; `text_rules` are to stand beside it.
+def function_lark(name: str, parameters: Json, least_lengths: set[int]) -> str:
+    """Return the right side of the rule of one function's call, on one line.
+
+    `text_rules` of the lengths that it adds to `least_lengths` are to stand beside it.
 
     Raises:
         GrammarRefusal: the schema is wrong, or has a form that this way of calling cannot hold to.
@@ -50,12 +53,12 @@ def function_lark(name: str, parameters: Json) -> str:
     parts = [json.dumps(f"<function={name}>\n")]
     for key in names:
         schema: Json = properties.get(key, True)
-        value = _value_lark(schema, {"$ref": f"{root}/properties/{_pointer(key)}", "$defs": {"arguments": checked}})
+        value = _value_lark(schema, _reference(f"{root}/properties/{_pointer(key)}", checked), least_lengths)
         part = f"{_open(key)} {value} {json.dumps(chr(10))}"
         parts.append(part if key in required_names else f"({part})?")
     others = checked.get("additionalProperties", True)
     if not names and others is not False:
-        value = _value_lark(others, others)
+        value = _value_lark(others, _reference(f"{root}/additionalProperties", checked), least_lengths)
         parts.append(f'("<parameter=" /[a-zA-Z_][a-zA-Z0-9_.\\-]{{0,63}}/ ">\\n" {value} "\\n")*')
     return " ".join([*parts, json.dumps("</function>")])
 
@@ -89,9 +92,9 @@ def _has_lengths(said: Mapping[str, Json]) -> bool:
     return 0 <= least <= most
 
 
-def text_rules(rules: Iterable[str]) -> list[str]:
+def text_rules(least_lengths: Iterable[int]) -> list[str]:
     """Return the rules of texts that `function_lark` refers to: each ends at the first closing tag."""
-    lengths = sorted({int(least) for rule in rules for least in re.findall(rf"\b{_TEXT_FROM}(\d+)\b", rule)})
+    lengths = sorted(least_lengths)
     # The last of the least characters is no line end: the one before the closing tag is not the text's own.
     starts = [f"[^<]{{{least - 1}}}[^<\\n]" if least else "" for least in lengths]
     return [
@@ -109,12 +112,17 @@ def _open(key: str) -> str:
 
 
 def _pointer(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")
+    return quote(key.replace("~", "~0").replace("/", "~1"), safe="~")
 
 
-def _value_lark(schema: Json, as_json: Json) -> str:
+def _reference(pointer: str, checked: Json) -> Json:
+    return {"$ref": pointer, "$defs": {"arguments": checked}}
+
+
+def _value_lark(schema: Json, as_json: Json, least_lengths: set[int]) -> str:
     """Return what stands between the tags of an argument, the closing one included."""
     if schema is True:
+        least_lengths.add(0)
         return f"{_TEXT_FROM}0"
     if not is_plain_text(schema):
         return f"{schema_lark(as_json)} {json.dumps(chr(10) + _END_TAG)}"
@@ -124,7 +132,11 @@ def _value_lark(schema: Json, as_json: Json) -> str:
             raise GrammarRefusal(f"A value with `{_END_TAG}` in it cannot be written in this model's XML.")
         return f"/({'|'.join(_escaped(choice) for choice in choices)})\\n{_CLOSE}/"
     least, most = schema.get("minLength", 0), schema.get("maxLength")
-    return f"{_TEXT_FROM}{least}" if most is None else f"/[^<]{{{least},{most}}}\\n{_CLOSE}/"
+    assert isinstance(least, int)
+    if most is not None:
+        return f"/[^<]{{{least},{most}}}\\n{_CLOSE}/"
+    least_lengths.add(least)
+    return f"{_TEXT_FROM}{least}"
 
 
 def _escaped(text: str) -> str:

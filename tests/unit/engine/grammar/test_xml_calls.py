@@ -162,3 +162,35 @@ def test_choices_with_lengths_are_held_to_both() -> None:
     assert accepts(constraint, call("f", ("a", '"ab"')))
     assert not accepts(constraint, call("f", ("a", '"abc"')))
     assert not accepts(constraint, call("f", ("a", "abc")))
+
+
+@pytest.mark.parametrize("text", ["text_from_" + "9" * 5000, "text_from_99999999999"])
+def test_words_of_a_schema_are_never_taken_for_rules(text: str) -> None:
+    schema = {"type": "object", "properties": {text[:200]: {"enum": [text]}}}
+    lines = lark_of(with_argument(schema), "qwen_xml").splitlines()
+    assert not any(line.startswith("text_from_") for line in lines)
+
+
+@pytest.mark.parametrize("key", ["a b", "50%", "a/b c%41~", "größe"])
+def test_arguments_that_are_no_text_may_have_any_name(key: str) -> None:
+    parameters = {"type": "object", "properties": {key: {"type": "integer"}}}
+    constraint = constraint_of(
+        grammar(tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}]),
+        tool_format="qwen_xml",
+    )
+    assert accepts(constraint, call("f", (key, "12")))
+    assert not accepts(constraint, call("f", (key, "x")))
+
+
+def test_other_arguments_may_refer_to_definitions() -> None:
+    parameters = {
+        "type": "object",
+        "$defs": {"X": {"type": "integer"}},
+        "additionalProperties": {"$ref": "#/$defs/X"},
+    }
+    constraint = constraint_of(
+        grammar(tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}]),
+        tool_format="qwen_xml",
+    )
+    assert accepts(constraint, call("f", ("any", "12")))
+    assert not accepts(constraint, call("f", ("any", "x")))
