@@ -235,36 +235,9 @@ void Context::add_experts(const ExpertsJob& job) {
         std::copy_n(job.x + places_[row] / job.experts_per_token * width, width, gathered + row * width);
     });
 
-    LinearJob of_one{};
-    of_one.has_16_bit_activations = job.has_16_bit_activations;
-    products_.clear();
-    for (size_t expert = 0; expert < job.num_experts; ++expert) {
-        const size_t first = expert_starts_[expert];
-        of_one.num_tokens = expert_starts_[expert + 1] - first;
-        if (of_one.num_tokens > 0) {
-            of_one.x = gathered + first * width;
-            of_one.in_features = width;
-            of_one.bias = job.experts[expert].gate_up->bias();
-            of_one.out = hidden + first * hidden_width;
-            of_one.out_stride = hidden_width;
-            products_.push_back({of_one, job.experts[expert].gate_up, nullptr});
-        }
-    }
+    place_products(job, &Expert::gate_up, gathered, hidden);
     multiply_gates();
-
-    products_.clear();
-    for (size_t expert = 0; expert < job.num_experts; ++expert) {
-        const size_t first = expert_starts_[expert];
-        of_one.num_tokens = expert_starts_[expert + 1] - first;
-        if (of_one.num_tokens > 0) {
-            of_one.x = hidden + first * hidden_width;
-            of_one.in_features = hidden_width;
-            of_one.bias = job.experts[expert].down->bias();
-            of_one.out = answers + first * width;
-            of_one.out_stride = width;
-            products_.push_back({of_one, job.experts[expert].down, nullptr});
-        }
-    }
+    place_products(job, &Expert::down, hidden, answers);
     prepare_activations();
     multiply();
 
@@ -278,6 +251,27 @@ void Context::add_experts(const ExpertsJob& job) {
             }
         }
     });
+}
+
+// One product for each expert that somebody chose: its rows of x with one of its packed matrices.
+void Context::place_products(const ExpertsJob& job, const PackedLinear* Expert::* matrix, const float* x, float* out) {
+    products_.clear();
+    for (size_t expert = 0; expert < job.num_experts; ++expert) {
+        const size_t first = expert_starts_[expert], end = expert_starts_[expert + 1];
+        if (first == end) {
+            continue;
+        }
+        const PackedLinear* const packed = job.experts[expert].*matrix;
+        LinearJob own{};
+        own.num_tokens = end - first;
+        own.in_features = packed->in_features();
+        own.x = x + first * own.in_features;
+        own.bias = packed->bias();
+        own.out_stride = matrix == &Expert::gate_up ? job.hidden_features : job.in_features;
+        own.out = out + first * own.out_stride;
+        own.has_16_bit_activations = job.has_16_bit_activations;
+        products_.push_back({own, packed, nullptr});
+    }
 }
 
 // A counting sort of the places (token, rank) by their expert, and each token's places with its experts ascending.

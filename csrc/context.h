@@ -128,6 +128,7 @@ private:
     size_t tiles_to_read(const Segment& segment) const;
     void split(const LinearJob& job, const Segment& segment, const Segment* up);
     void order_by_expert(const ExpertsJob& job, size_t num_places);
+    void place_products(const ExpertsJob& job, const PackedLinear* Expert::* matrix, const float* x, float* out);
     void run_lora_by_adapter();
     void run_lora_in_parts(const std::vector<LoraPart>& factors);
     void run_lora_part(const LoraPart& part, size_t thread);
