@@ -104,7 +104,7 @@ def choose_token(
     best = int(logits_V.argmax())
     if not np.isfinite(logits_V[best]):
         raise ArithmeticError("Everything that may come next is forbidden.")
-    return best if top_k == 1 else _draw(logits_V, params, uniform)
+    return best if top_k == 1 else _draw(logits_V, logits_V[best], params, uniform)
 
 
 def uniform_number(seed: int, index: int, position: int) -> float:
@@ -166,9 +166,8 @@ def _likeliest_allowed(logits_V: np.ndarray, top_k: int, restriction: Restrictio
     return restriction.mask(logits_V)
 
 
-def _draw(logits_V: np.ndarray, params: SamplingParams, uniform: float) -> int:
+def _draw(logits_V: np.ndarray, peak: np.float32, params: SamplingParams, uniform: float) -> int:
     """Sample by inverting the cumulative distribution of what the filters leave, likeliest first, or of all ids."""
-    peak = logits_V.max()
     if params.top_k:
         ids = likeliest(logits_V, params.top_k)
     elif params.min_p > 0.0:
