@@ -171,7 +171,7 @@ def _draw(logits_V: np.ndarray, peak: np.float32, params: SamplingParams, unifor
     if params.top_k:
         ids = likeliest(logits_V, params.top_k)
     elif params.min_p > 0.0:
-        floor = peak + params.temperature * math.log(params.min_p)
+        floor = float(peak) + params.temperature * math.log(params.min_p)
         ids = _sorted_from(logits_V, floor - _ROUNDING * (1.0 + abs(floor)))
     else:
         weights_V = np.exp((logits_V - peak) / np.float32(params.temperature))
