@@ -25,7 +25,6 @@ struct TypeTraits {
     StorageType type;
     WeightKind kind;
     QuantizedFormat format;
-    int32_t zero;
     size_t columns;  // of a block
     size_t bytes;    // of a block
     PackTile pack_tile;
@@ -262,34 +261,30 @@ void pack_float_tile(const StoredMatrix& matrix, size_t tile, uint8_t* to) {
 
 template <size_t kBytes>
 constexpr TypeTraits floats(StorageType type, WeightKind kind) {
-    return {type, kind, {}, 0, 1, kBytes, pack_float_tile<kBytes>};
+    return {type, kind, {}, 1, kBytes, pack_float_tile<kBytes>};
 }
 
 template <Unpack kUnpack, QuantizedFormat kFormat, size_t kColumns, size_t kBytes>
-constexpr TypeTraits quantized(StorageType type, int32_t zero) {
-    return {type,
-            WeightKind::kQuantized,
-            kFormat,
-            zero,
-            kColumns,
-            kBytes,
-            pack_quantized_tile<kUnpack, kFormat, kColumns, kBytes>};
+constexpr TypeTraits quantized(StorageType type) {
+    return {type,    WeightKind::kQuantized,
+            kFormat, kColumns,
+            kBytes,  pack_quantized_tile<kUnpack, kFormat, kColumns, kBytes>};
 }
 
 constexpr TypeTraits kTypes[] = {
     floats<4>(StorageType::kF32, WeightKind::kFloat32),
     floats<2>(StorageType::kF16, WeightKind::kFloat16),
     floats<2>(StorageType::kBF16, WeightKind::kBfloat16),
-    quantized<unpack_q4_0, kFormatQ4_0, 32, 18>(StorageType::kQ4_0, 8),
-    quantized<unpack_q4_1, kFormatQ4_1, 32, 20>(StorageType::kQ4_1, 0),
-    quantized<unpack_q5_0, kFormatQ5_0, 32, 22>(StorageType::kQ5_0, 16),
-    quantized<unpack_q5_1, kFormatQ5_1, 32, 24>(StorageType::kQ5_1, 0),
-    quantized<unpack_q8_0, kFormatQ8_0, 32, 34>(StorageType::kQ8_0, 128),
-    quantized<unpack_q2_k, kFormatQ2_K, 256, 84>(StorageType::kQ2_K, 0),
-    quantized<unpack_q3_k, kFormatQ3_K, 256, 110>(StorageType::kQ3_K, 4),
-    quantized<unpack_q4_k, kFormatQ4_K, 256, 144>(StorageType::kQ4_K, 0),
-    quantized<unpack_q5_k, kFormatQ5_K, 256, 176>(StorageType::kQ5_K, 0),
-    quantized<unpack_q6_k, kFormatQ6_K, 256, 210>(StorageType::kQ6_K, 32),
+    quantized<unpack_q4_0, kFormatQ4_0, 32, 18>(StorageType::kQ4_0),
+    quantized<unpack_q4_1, kFormatQ4_1, 32, 20>(StorageType::kQ4_1),
+    quantized<unpack_q5_0, kFormatQ5_0, 32, 22>(StorageType::kQ5_0),
+    quantized<unpack_q5_1, kFormatQ5_1, 32, 24>(StorageType::kQ5_1),
+    quantized<unpack_q8_0, kFormatQ8_0, 32, 34>(StorageType::kQ8_0),
+    quantized<unpack_q2_k, kFormatQ2_K, 256, 84>(StorageType::kQ2_K),
+    quantized<unpack_q3_k, kFormatQ3_K, 256, 110>(StorageType::kQ3_K),
+    quantized<unpack_q4_k, kFormatQ4_K, 256, 144>(StorageType::kQ4_K),
+    quantized<unpack_q5_k, kFormatQ5_K, 256, 176>(StorageType::kQ5_K),
+    quantized<unpack_q6_k, kFormatQ6_K, 256, 210>(StorageType::kQ6_K),
 };
 
 const TypeTraits* find_type(uint32_t type) {
@@ -342,7 +337,6 @@ std::vector<Segment> pack_segments(const std::vector<StoredMatrix>& matrices, co
         Segment segment{};
         segment.kind = traits.kind;
         segment.format = traits.format;
-        segment.zero = traits.zero;
         segment.rows = matrix.rows;
         segment.first_row = first_row;
         segment.num_tiles = (matrix.rows + kTileRows - 1) / kTileRows;

@@ -39,26 +39,27 @@ enum class WeightKind : uint8_t { kQuantized, kFloat32, kFloat16, kBfloat16 };
 // float32, so it is the file's scale.
 struct QuantizedFormat {
     int code_bits;         // 4, 5, 6 or 8
+    int zero;              // the code that means 0; 0 in types with offsets
     int scales_per_group;  // 1, or 2 for types whose scales cover 16 columns
     bool two_level;
     bool has_offsets;
 
     constexpr bool operator==(const QuantizedFormat& other) const {
-        return code_bits == other.code_bits && scales_per_group == other.scales_per_group &&
+        return code_bits == other.code_bits && zero == other.zero && scales_per_group == other.scales_per_group &&
                two_level == other.two_level && has_offsets == other.has_offsets;
     }
 };
 
-static constexpr QuantizedFormat kFormatQ4_0{4, 1, false, false};
-static constexpr QuantizedFormat kFormatQ4_1{4, 1, false, true};
-static constexpr QuantizedFormat kFormatQ5_0{5, 1, false, false};
-static constexpr QuantizedFormat kFormatQ5_1{5, 1, false, true};
-static constexpr QuantizedFormat kFormatQ8_0{8, 1, false, false};
-static constexpr QuantizedFormat kFormatQ2_K{4, 2, true, true};
-static constexpr QuantizedFormat kFormatQ3_K{4, 2, true, false};
-static constexpr QuantizedFormat kFormatQ4_K{4, 1, true, true};
-static constexpr QuantizedFormat kFormatQ5_K{5, 1, true, true};
-static constexpr QuantizedFormat kFormatQ6_K{6, 2, true, false};
+static constexpr QuantizedFormat kFormatQ4_0{4, 8, 1, false, false};
+static constexpr QuantizedFormat kFormatQ4_1{4, 0, 1, false, true};
+static constexpr QuantizedFormat kFormatQ5_0{5, 16, 1, false, false};
+static constexpr QuantizedFormat kFormatQ5_1{5, 0, 1, false, true};
+static constexpr QuantizedFormat kFormatQ8_0{8, 128, 1, false, false};
+static constexpr QuantizedFormat kFormatQ2_K{4, 0, 2, true, true};
+static constexpr QuantizedFormat kFormatQ3_K{4, 4, 2, true, false};
+static constexpr QuantizedFormat kFormatQ4_K{4, 0, 1, true, true};
+static constexpr QuantizedFormat kFormatQ5_K{5, 0, 1, true, true};
+static constexpr QuantizedFormat kFormatQ6_K{6, 32, 2, true, false};
 
 static constexpr size_t code_bytes(const QuantizedFormat& format) {
     return format.code_bits * kQuadBytes;  // 32 columns × 16 rows × bits / 8
@@ -89,7 +90,6 @@ static constexpr size_t tile_bytes(const QuantizedFormat& format, size_t columns
 struct Segment {
     WeightKind kind;
     QuantizedFormat format;  // of quantised kinds
-    int32_t zero;            // the code that means 0
     size_t rows;
     size_t first_row;  // its place among the rows of all segments
     size_t num_tiles;

@@ -90,9 +90,20 @@ private:
     F32x16 scale_, offset_;  // the super-block's
 };
 
+// The integer sums of a group's (or half group's) rows with one token.
+template <QuantizedFormat kFormat>
+using GroupSum = DotSum<kFormat.code_bits, kFormat.zero>;
+
+// Quads that share a scale, and quads after which their sum is settled.
+static constexpr size_t quads_per_scale(const QuantizedFormat& format) {
+    return kQuadsPerGroup / format.scales_per_group;
+}
+template <QuantizedFormat kFormat>
+static constexpr size_t kSettledQuads = smaller(quads_per_scale(kFormat), GroupSum<kFormat>::kSettleAfter);
+
 // Adds a group's (or half group's) sums for `kTokens` tokens to the results.
 template <QuantizedFormat kFormat, size_t kTokens>
-QWENSTACK_INLINE void add_dots(const DotSum<kFormat.code_bits> (&dots)[kTokens], F32x16 scale, F32x16 offset,
+QWENSTACK_INLINE void add_dots(const GroupSum<kFormat> (&dots)[kTokens], F32x16 scale, F32x16 offset,
                                const ActivationGroup& group, size_t part, F32x16 (&results)[kTokens]) {
     QWENSTACK_UNROLL
     for (size_t token = 0; token < kTokens; ++token) {
@@ -104,24 +115,22 @@ QWENSTACK_INLINE void add_dots(const DotSum<kFormat.code_bits> (&dots)[kTokens],
     }
 }
 
-// Starts the sums of a block of tokens. Types with offsets have no zero.
+// Starts the sums of a block of tokens.
 template <QuantizedFormat kFormat, size_t kTokens>
-QWENSTACK_INLINE void start_dots(const ActivationGroup& group, size_t part, int32_t zero,
-                                 DotSum<kFormat.code_bits> (&dots)[kTokens]) {
+QWENSTACK_INLINE void start_dots(const ActivationGroup& group, size_t part, GroupSum<kFormat> (&dots)[kTokens]) {
+    static_assert(kFormat.zero == 0 || kSettledQuads<kFormat> == quads_per_scale(kFormat), "a zero is subtracted once");
     QWENSTACK_UNROLL
     for (size_t token = 0; token < kTokens; ++token) {
-        dots[token].start(kFormat.has_offsets ? 0 : zero, kFormat.has_offsets ? 0 : group.minus_sum(part, token));
+        dots[token].start(group.minus_sums(part, token));
     }
 }
 
 // Multiplies a packed tile with a block of `kTokens` tokens; products [kTokens][16 rows].
 template <QuantizedFormat kFormat, size_t kTokens>
-QWENSTACK_NOINLINE void multiply_packed_tile(const uint8_t* tile, size_t num_groups, int32_t zero,
-                                             const uint8_t* activations, float* products) {
-    using Sum = DotSum<kFormat.code_bits>;
+QWENSTACK_NOINLINE void multiply_packed_tile(const uint8_t* tile, size_t num_groups, const uint8_t* activations,
+                                             float* products) {
     constexpr size_t kScales = kFormat.scales_per_group;
-    constexpr size_t kQuadsPerScale = kQuadsPerGroup / kScales;
-    constexpr size_t kSettleAfter = smaller(kQuadsPerScale, Sum::kSettleAfter);
+    constexpr size_t kQuadsPerScale = quads_per_scale(kFormat);
     F32x16 results[kTokens];
     for (size_t token = 0; token < kTokens; ++token) {
         results[token] = broadcast(0.0f);
@@ -132,8 +141,8 @@ QWENSTACK_NOINLINE void multiply_packed_tile(const uint8_t* tile, size_t num_gro
         reader.start_group(index);
         for_each_index<kScales>([&]<size_t kHalf>() QWENSTACK_INLINE_LAMBDA {
             constexpr size_t kPart = kScales == 1 ? 0 : 1 + kHalf;
-            Sum dots[kTokens];
-            start_dots<kFormat>(group, kPart, zero, dots);
+            GroupSum<kFormat> dots[kTokens];
+            start_dots<kFormat>(group, kPart, dots);
             for_each_index<kQuadsPerScale>([&]<size_t kIndex>() QWENSTACK_INLINE_LAMBDA {
                 constexpr size_t kQuad = kHalf * kQuadsPerScale + kIndex;
                 const U8x64 codes = reader.template codes<kQuad>();
@@ -141,7 +150,7 @@ QWENSTACK_NOINLINE void multiply_packed_tile(const uint8_t* tile, size_t num_gro
                 QWENSTACK_UNROLL
                 for (size_t token = 0; token < kTokens; ++token) {
                     dots[token].add(codes, group.codes(token) + 4 * kQuad);
-                    if ((kQuad + 1) % kSettleAfter == 0) {
+                    if ((kQuad + 1) % kSettledQuads<kFormat> == 0) {
                         dots[token].settle();
                     }
                 }
@@ -193,13 +202,11 @@ void expand_groups(PackedTileReader<kFormat>& reader, size_t num_groups, uint8_t
 // Multiplies the runs of `kTiles` tiles, kMaxRunBytes apart, with a block of `kTokens` tokens and adds to the products
 // [kTiles][kMaxRangeTokens][16 rows]; several tiles share each broadcast of activations.
 template <QuantizedFormat kFormat, size_t kTiles, size_t kTokens>
-QWENSTACK_NOINLINE void add_expanded_products(const uint8_t* runs, size_t num_groups, int32_t zero,
-                                              const uint8_t* activations, float* products) {
+QWENSTACK_NOINLINE void add_expanded_products(const uint8_t* runs, size_t num_groups, const uint8_t* activations,
+                                              float* products) {
     constexpr bool kHasOffsets = kFormat.has_offsets;
-    using Sum = DotSum<kFormat.code_bits>;
     constexpr size_t kScales = kFormat.scales_per_group;
-    constexpr size_t kQuadsPerScale = kQuadsPerGroup / kScales;
-    constexpr size_t kSettleAfter = smaller(kQuadsPerScale, Sum::kSettleAfter);
+    constexpr size_t kQuadsPerScale = quads_per_scale(kFormat);
     F32x16 results[kTiles][kTokens];
     for (size_t tile = 0; tile < kTiles; ++tile) {
         for (size_t token = 0; token < kTokens; ++token) {
@@ -211,9 +218,9 @@ QWENSTACK_NOINLINE void add_expanded_products(const uint8_t* runs, size_t num_gr
         const uint8_t* const first = runs + index * expanded_group_bytes(kFormat);
         for (size_t half = 0; half < kScales; ++half) {
             const size_t part = kScales == 1 ? 0 : 1 + half;
-            Sum dots[kTiles][kTokens];
+            GroupSum<kFormat> dots[kTiles][kTokens];
             for (size_t tile = 0; tile < kTiles; ++tile) {
-                start_dots<kFormat>(group, part, zero, dots[tile]);
+                start_dots<kFormat>(group, part, dots[tile]);
             }
             QWENSTACK_UNROLL
             for (size_t i = half * kQuadsPerScale; i < (half + 1) * kQuadsPerScale; ++i) {
@@ -226,7 +233,7 @@ QWENSTACK_NOINLINE void add_expanded_products(const uint8_t* runs, size_t num_gr
                     const int8_t* const codes = group.codes(token) + 4 * i;
                     for (size_t tile = 0; tile < kTiles; ++tile) {
                         dots[tile][token].add(quads[tile], codes);
-                        if ((i + 1) % kSettleAfter == 0) {
+                        if ((i + 1) % kSettledQuads<kFormat> == 0) {
                             dots[tile][token].settle();
                         }
                     }
@@ -291,8 +298,14 @@ void with_count(size_t count, Function function) {
     return function.template operator()<kMost>();
 }
 
-// Expanding a tile costs about as much as multiplying it with this many tokens.
-static constexpr size_t kFewTokens = 16;
+// Up to so many tokens tiles are multiplied from their packed form, unpacked anew for each block of tokens; expanding
+// them once pays beyond. Codes in two parts take the most to unpack (one core of a Zen 3 with AVX2, 16 tokens, G
+// products/s packed/expanded: Q4_0 108/102, Q8_0 61/55, Q5_0 87/98, Q6_K 63/77; 8 tokens: 85/82, 61/64 for the last
+// two).
+static constexpr size_t few_tokens(const QuantizedFormat& format) {
+    const bool in_two_parts = format.code_bits == 5 || format.code_bits == 6;
+    return in_two_parts ? 2 * kBlockTokens : 16;
+}
 
 // Multiplies tiles of one format with a few tokens, straight from their packed form.
 template <QuantizedFormat kFormat>
@@ -302,7 +315,7 @@ void multiply_few_tokens(const LinearJob& job, const TileSet& tiles, const TileR
     for (size_t i = 0; i < tiles.count; ++i) {
         for (size_t token = 0; token < range.num_tokens; token += kBlockTokens) {
             with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {
-                multiply_packed_tile<kFormat, kTokens>(tiles.tile[i], num_groups, tiles.segment->zero,
+                multiply_packed_tile<kFormat, kTokens>(tiles.tile[i], num_groups,
                                                        job.activations + (range.first_token + token) * token_bytes,
                                                        products + (i * kMaxRangeTokens + token) * kTileRows);
             });
@@ -330,7 +343,7 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
             with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {
                 const uint8_t* const activations = job.activations + (range.first_token + token) * token_bytes +
                                                    group * kTokens * kActivationGroupBytes;
-                add_expanded_products<kFormat, kTiles, kTokens>(runs, run_groups, tiles.segment->zero, activations,
+                add_expanded_products<kFormat, kTiles, kTokens>(runs, run_groups, activations,
                                                                 products + token * kTileRows);
             });
         }
@@ -341,7 +354,7 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
 inline void multiply_quantized_tiles(const LinearJob& job, const TileSet& tiles, const TileRange& range, uint8_t* runs,
                                      float* products) {
     with_format(tiles.segment->format, [&]<QuantizedFormat kFormat>() {
-        if (range.num_tokens <= kFewTokens) {
+        if (range.num_tokens <= few_tokens(kFormat)) {
             multiply_few_tokens<kFormat>(job, tiles, range, products);
         } else {
             with_count<kMaxTiles>(tiles.count, [&]<size_t kTiles>() {

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -214,20 +215,24 @@ QWENSTACK_INLINE F32x16 kept(F32x16 a) {
 // Keeps the compiler from putting off sums until it runs out of registers.
 QWENSTACK_INLINE void keep_in_registers(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
 
-// Pairs of products are summed in 16 bits: 2 · 127 · (2^bits - 1) for each quad, so that 8, 4 and 2 quads of 4, 5 and 6
-// bits fit before they are widened.
-template <int kCodeBits>
+// Pairs of products are summed in 16 bits, which may wrap around on the way: the sums of (code - zero) · activation, at
+// most 2 · 127 · kMost for each quad, fit at the end. With a zero this end must be the only one: it is in `minus_sums`.
+template <int kCodeBits, int kZero>
 struct DotSum {
-    static constexpr size_t kSettleAfter = kCodeBits == 4 ? 8 : kCodeBits == 5 ? 4 : 2;
-    static_assert(kSettleAfter * 2 * 127 * ((1 << kCodeBits) - 1) <= INT16_MAX);
-    int32_t first;
-    I32x16 total;  // without `first`: registers are scarce until the sums are settled
+    static constexpr int kMost = std::max(kZero, (1 << kCodeBits) - 1 - kZero);
+    static constexpr size_t kSettleAfter = 8 * 2 * 127 * kMost <= INT16_MAX ? 8 : 4;
+    static_assert(kSettleAfter * 2 * 127 * kMost <= INT16_MAX);
+    I32x16 total;
     __m256i pairs_low, pairs_high;
 
-    QWENSTACK_INLINE void start(int32_t zero, int32_t minus_sum) {
-        first = zero * minus_sum;
+    QWENSTACK_INLINE void start(const int16_t* minus_sums) {
         total = broadcast_integer(0);
         pairs_low = pairs_high = _mm256_setzero_si256();
+        if constexpr (kZero != 0) {
+            int32_t both;
+            std::memcpy(&both, minus_sums, sizeof both);
+            pairs_low = pairs_high = _mm256_mullo_epi16(_mm256_set1_epi32(both), _mm256_set1_epi16(kZero));
+        }
     }
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
         int32_t four;
@@ -243,16 +248,16 @@ struct DotSum {
         total.high = _mm256_add_epi32(total.high, _mm256_madd_epi16(pairs_high, ones));
         pairs_low = pairs_high = _mm256_setzero_si256();
     }
-    QWENSTACK_INLINE I32x16 result() const { return total + broadcast_integer(first); }
+    QWENSTACK_INLINE I32x16 result() const { return total; }
 };
 
 // Codes of 8 bits do not fit so: the sign of code - 128 goes to the activations, and 2 · 127 · 128 into 16 bits.
-template <>
-struct DotSum<8> {
+template <int kZero>
+struct DotSum<8, kZero> {
     static constexpr size_t kSettleAfter = 8;
     I32x16 total;
 
-    QWENSTACK_INLINE void start(int32_t, int32_t) { total = broadcast_integer(0); }
+    QWENSTACK_INLINE void start(const int16_t*) { total = broadcast_integer(0); }
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
         int32_t four;
         std::memcpy(&four, activations, sizeof four);

@@ -148,12 +148,19 @@ QWENSTACK_INLINE F32x16 kept(F32x16 a) {
     return a;
 }
 
-template <int kCodeBits>
+template <int kCodeBits, int kZero>
 struct DotSum {
     static constexpr size_t kSettleAfter = 8;
     I32x16 total;
 
-    QWENSTACK_INLINE void start(int32_t zero, int32_t minus_sum) { total = broadcast_integer(zero * minus_sum); }
+    QWENSTACK_INLINE void start(const int16_t* minus_sums) {
+        total = broadcast_integer(0);
+        if constexpr (kZero != 0) {
+            int32_t both;
+            std::memcpy(&both, minus_sums, sizeof both);
+            total.v = _mm512_madd_epi16(_mm512_set1_epi32(both), _mm512_set1_epi16(kZero));
+        }
+    }
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
         int32_t four;
         std::memcpy(&four, activations, sizeof four);

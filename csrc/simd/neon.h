@@ -239,13 +239,13 @@ QWENSTACK_INLINE F32x16 kept(F32x16 a) { return a; }
 
 // The dot instruction takes signed bytes. A code of at most 6 bits is one; one of 8 bits becomes one by losing its
 // zero.
-template <int kCodeBits>
+template <int kCodeBits, int kZero>
 struct DotSum {
     static constexpr size_t kSettleAfter = 8;
     I32x16 total;
 
-    QWENSTACK_INLINE void start(int32_t zero, int32_t minus_sum) {
-        total = broadcast_integer(kCodeBits == 8 ? 0 : zero * minus_sum);
+    QWENSTACK_INLINE void start(const int16_t* minus_sums) {
+        total = broadcast_integer(kCodeBits == 8 ? 0 : kZero * (minus_sums[0] + minus_sums[1]));
     }
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
         int32_t four;

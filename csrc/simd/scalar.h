@@ -277,13 +277,15 @@ QWENSTACK_INLINE F32x16 kept(F32x16 a) { return a; }
 // bits; activations lie in -127…127. Codes of 8 bits mean 0 by 128.
 //
 // Sums may be kept in narrow integers for a while: after every kSettleAfter quads, `settle` must be called.
-template <int kCodeBits>
+template <int kCodeBits, int kZero>
 struct DotSum {
     static constexpr size_t kSettleAfter = 8;
     I32x16 total;
 
-    // `minus_sum` is -Σ activation over all quads that will be added.
-    QWENSTACK_INLINE void start(int32_t zero, int32_t minus_sum) { total = broadcast_integer(zero * minus_sum); }
+    // `minus_sums` are -Σ activation of all quads that will be added: of columns 4i and 4i + 1, of 4i + 2 and 4i + 3.
+    QWENSTACK_INLINE void start(const int16_t* minus_sums) {
+        total = broadcast_integer(kZero * (minus_sums[0] + minus_sums[1]));
+    }
     // Takes four columns: a quad of codes, and their four activations.
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
         total = map_integer_lanes([&](int i) {

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qwenstack.core.weight_type import WeightType
 from qwenstack.kernels import Kernels, ReferenceKernels, dequantize
+from qwenstack.kernels.dequantize import FLOAT16_OFFSETS
 
 SAME_NUMBERS = 2e-6
 """Two float32 sums of the same few thousand products, in another order or with fused steps; relative to the largest."""
@@ -160,6 +161,25 @@ def test_gate_and_up_give_the_same_bits_everywhere_and_alone(make_weight, native
             out = np.empty((stop - start, 45), np.float32)
             kernels.gate_up_silu(x[start:stop], packed, out, norm_weight=norm_weight, eps=1e-6)
             np.testing.assert_array_equal(out, expected[start:stop])
+
+
+@pytest.mark.parametrize("weight_type", QUANTIZED, ids=lambda weight_type: weight_type.name)
+@pytest.mark.parametrize("code_bits", [0x00, 0xFF])
+def test_no_sum_overflows_where_all_codes_and_activations_are_at_their_ends(
+    code_bits, weight_type, make_weight, kernels
+):
+    weight = make_weight(weight_type, 16, 256)
+    blocks = weight.data.reshape(-1, weight_type.block_bytes)
+    is_scale = np.isin(
+        np.arange(weight_type.block_bytes), [at + i for at in FLOAT16_OFFSETS[weight_type] for i in (0, 1)]
+    )
+    blocks[:, ~is_scale] = code_bits
+    period = np.arange(256)
+    x = np.stack([np.where(period // length % 2 == 0, 1, -1) for length in (1, 2, 4, 16, 32, 256)]).astype(np.float32)
+    x = np.concatenate([x, -x, x[::-1]])  # 18 tokens, enough for tiles to be expanded
+    expected = product(ReferenceKernels(), x, [weight])
+    assert_close(product(kernels, x, [weight]), expected)
+    assert_close(product(kernels, x[-1:], [weight]), expected[-1:])
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
