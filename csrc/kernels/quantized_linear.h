@@ -52,6 +52,8 @@ public:
         return kFormat.has_offsets ? multiplier(at_ + scale_bytes(kFormat), half, offset_) : broadcast(0.0f);
     }
 
+    QWENSTACK_INLINE const uint8_t* position() const { return at_; }
+
     // One quad at a time: eight of them would fill the registers that the sums are to have.
     template <size_t kQuad>
     QWENSTACK_INLINE U8x64 codes() const {
@@ -329,6 +331,7 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
                           float* products) {
     const size_t num_groups = job.in_features / kGroupColumns;
     const size_t token_bytes = num_groups * kActivationGroupBytes;
+    const size_t num_blocks = (range.num_tokens + kBlockTokens - 1) / kBlockTokens;
     PackedTileReader<kFormat> readers[kTiles];
     for (size_t i = 0; i < kTiles; ++i) {
         readers[i] = PackedTileReader<kFormat>(tiles.tile[i]);
@@ -339,7 +342,11 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
         for (size_t i = 0; i < kTiles; ++i) {
             expand_groups<kFormat>(readers[i], run_groups, runs + i * kMaxRunBytes);
         }
-        for (size_t token = 0; token < range.num_tokens; token += kBlockTokens) {
+        for (size_t block = 0; block < num_blocks; ++block) {
+            for (size_t i = 0; i < kTiles; ++i) {
+                prefetch_share(readers[i].position(), run_groups * group_bytes(kFormat), block, num_blocks);
+            }
+            const size_t token = block * kBlockTokens;
             with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {
                 const uint8_t* const activations = job.activations + (range.first_token + token) * token_bytes +
                                                    group * kTokens * kActivationGroupBytes;

@@ -81,8 +81,13 @@ class ToyDecoder:
             rows.extend(toy_logits(tokens[: length - (end - start) + at + 1]) for at in range(end - start))
         return np.stack(rows)
 
-    def logits(self, x_RD: np.ndarray, activation_bits: int | None = None) -> np.ndarray:
-        return x_RD
+    def logits(
+        self, x_RD: np.ndarray, activation_bits: int | None = None, *, out_RV: np.ndarray | None = None
+    ) -> np.ndarray:
+        if out_RV is None:
+            return x_RD
+        out_RV[:] = x_RD
+        return out_RV
 
 
 def toy_model(*, num_blocks: int = 64, max_model_len: int = 128, **options: Any) -> LoadedModel:

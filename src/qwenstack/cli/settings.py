@@ -65,6 +65,10 @@ class EngineSettings:
     """ngram: guess that text goes on as it did before, and check several tokens at once; never changes a result."""
     draft_model_path: Annotated[Path, Trait.PERSONAL] | None = None
     """Small model of the same vocabulary that guesses instead; none: no second model."""
+    num_speculative_tokens: Annotated[int, Between(low=1, high=16)] = 16
+    """Guesses of an answer that one step may hold; fewer are made where more would not pay."""
+    enable_prefix_caching: bool = True
+    """Whether what was computed for one prompt serves later ones that begin alike."""
     prefix_cache_disk_bytes: Annotated[int, Between(low=0, high=1 << 50)] = 4 << 30
     """Disk space for keys and values of earlier prompts, which begin the answers to later ones; 0 keeps none."""
     prefix_cache_dir: Annotated[Path | None, Trait.PERSONAL] = None

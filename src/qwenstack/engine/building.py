@@ -91,7 +91,7 @@ def _prefix_parts(model: LoadedModel, fingerprint: Callable[[], bytes]) -> tuple
     config = model.config
     folder = config.prefix_cache_dir or default_folder()
     store = None
-    if config.prefix_cache_disk_bytes:
+    if config.enable_prefix_caching and config.prefix_cache_disk_bytes:
         store_config = KVStoreConfig(
             folder=folder, limit_bytes=config.prefix_cache_disk_bytes, max_age_s=config.prefix_cache_max_age_s
         )

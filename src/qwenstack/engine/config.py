@@ -13,6 +13,8 @@ from qwenstack.models import WeightFormat
 
 KVCacheDtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 IsaName = Literal["auto", "avx512", "avx2", "neon", "scalar", "reference"]
+MAX_DRAFTS = 16
+"""Guesses checked in one step for one sequence: with more, the last ones are hardly ever right."""
 MAX_YARN_FACTOR = 32
 """The largest that was ever tried: Peng et al. 2023, arXiv:2309.00071, section 4. Qwen's own advice is 4."""
 
@@ -105,6 +107,10 @@ class EngineConfig:
     """`ngram`: guess that text goes on as it did before, where that pays; never changes a result."""
     draft_model_path: Path | None = None
     """A small model of the same vocabulary that guesses instead; None: `speculation` says."""
+    num_speculative_tokens: int = MAX_DRAFTS
+    """Guesses of an answer that one step may hold; fewer are made where more would not pay."""
+    enable_prefix_caching: bool = True
+    """Whether what was computed for one prompt serves later ones that begin alike."""
     prefix_cache_disk_bytes: int = 4 << 30
     """Disk space for cached prefixes; 0: none are kept beyond the memory."""
     prefix_cache_dir: Path | None = None
@@ -143,6 +149,7 @@ class EngineConfig:
             ("prefix_cache_disk_bytes", 0, 1 << 50),
             ("prefix_cache_max_age_s", 1, 10 * 366 * 86_400),
             ("max_adapters", 0, 1024),
+            ("num_speculative_tokens", 1, MAX_DRAFTS),
             ("max_pending_grammars", 1, 1 << 20),
         ):
             value: float | None = getattr(self, name)

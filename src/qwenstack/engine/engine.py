@@ -14,7 +14,7 @@ import logging
 import secrets
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
@@ -48,8 +48,8 @@ logger = logging.getLogger(__name__)
 _LOGIT_ROWS = 32
 """Rows of prompt logits held at a time: 32 x 152k float32 are 19 MB."""
 _NO_OPTIONS = RequestOptions()
-MAX_DRAFTS = 16
-"""Guesses checked in one step for one sequence: with more, the last ones are hardly ever right."""
+_KEPT_LOGIT_ROWS = 32
+"""Rows of logits whose memory is kept for the next step (19 MB): to get and clear new pages costs 2 ms for 16 rows."""
 _LARGEST_SHARE_OF_QUEUE = 0.75
 """Of the places to wait; the rest is for other tenants. The nameless tenant of a server without keys may have all."""
 _COMPILE_WAIT_S = 0.05
@@ -116,6 +116,7 @@ class Engine:
         self._served = ServedTokens()
         self._next_key = 0
         self._counts = _Counts()
+        self._logits_memory_RV: np.ndarray | None = None
 
     @property
     def has_work(self) -> bool:
@@ -140,6 +141,8 @@ class Engine:
         if request_id in self._requests:
             raise RequestError(f"A request {request_id!r} is running already.", code="duplicate_request")
         self._check_places(params.n, options.tenant)
+        if not self.model.config.enable_prefix_caching:
+            options = replace(options, prefix_cache=False)
         seed = params.seed if params.seed is not None else secrets.randbits(62)
         prompt_ids = np.unique(np.asarray(prompt_token_ids, np.int64))
         activation_bits = self.model.precision.choose(len(prompt_token_ids))
@@ -345,7 +348,8 @@ class Engine:
         for sequence in self._running.values():
             if not sequence.is_decoding:
                 continue
-            limit = min(sequence.answer.num_tokens_left, MAX_DRAFTS + 1) - 1 if sequence.options.speculation else 0
+            most = min(sequence.answer.num_tokens_left - 1, self.model.config.num_speculative_tokens)
+            limit = most if sequence.options.speculation else 0
             must_follow = sequence.foreseen_token_ids(limit) if limit else []
             if must_follow:
                 drafts[sequence.key] = must_follow
@@ -485,8 +489,13 @@ class Engine:
         return list(zip(ready, np.split(logits_RV, ends[:-1]), strict=True))
 
     def _logits(self, x_RD: np.ndarray, activation_bits: ActivationBits) -> np.ndarray:
-        """Return the logits of the vocabulary's own rows; those beyond are padding."""
-        return self.model.decoder.logits(x_RD, activation_bits)[:, : self.model.card.vocab_size]
+        """Return the logits of the vocabulary's own rows, until the next call; those beyond are padding."""
+        memory_RV = self._logits_memory_RV
+        out_RV = memory_RV[: len(x_RD)] if memory_RV is not None and len(x_RD) <= len(memory_RV) else None
+        logits_RV = self.model.decoder.logits(x_RD, activation_bits, out_RV=out_RV)
+        if out_RV is None and len(logits_RV) <= _KEPT_LOGIT_ROWS:
+            self._logits_memory_RV = logits_RV
+        return logits_RV[:, : self.model.card.vocab_size]
 
     def _score_prompt(self, sequence: Sequence, x_TD: np.ndarray) -> None:
         """Score the prompt tokens that follow the rows just computed, a few rows of logits at a time."""

@@ -39,6 +39,17 @@ class TokensPrompt(TypedDict):
     prompt_token_ids: Sequence[int]
 
 
+class SpeculativeConfig(TypedDict, total=False):
+    """Who guesses tokens ahead, in vLLM's words."""
+
+    method: Literal["ngram", "draft_model"]
+    """`ngram`: the text itself; `draft_model`: a small model."""
+    model: str | Path
+    """The small model, of the same vocabulary; what `LLM` takes."""
+    num_speculative_tokens: int
+    """Guesses of an answer that one step may hold; fewer are made where more would not pay."""
+
+
 class EngineOptions(TypedDict, total=False):
     """What `LLM` may be told, by the names of `EngineConfig`."""
 
@@ -58,6 +69,8 @@ class EngineOptions(TypedDict, total=False):
     isa: IsaName
     speculation: Literal["ngram", "off"]
     draft_model_path: Path | None
+    num_speculative_tokens: int
+    enable_prefix_caching: bool
     prefix_cache_disk_bytes: int
     prefix_cache_dir: Path | None
     prefix_cache_max_age_s: int
@@ -76,12 +89,21 @@ class LLM:
     Not for several threads at once: serve those with `qwenstack serve`.
     """
 
-    def __init__(self, model: str | Path, *, model_name: str | None = None, **options: Unpack[EngineOptions]) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        model_name: str | None = None,
+        speculative_config: SpeculativeConfig | None = None,
+        **options: Unpack[EngineOptions],
+    ) -> None:
         """Load a model, fetching it first where it is not in the cache.
 
         Args:
             model: a registry name, a folder, a `.gguf` file, `hf:ORG/NAME[:FILE]` or `ms:ORG/NAME[:FILE]`.
             model_name: how the model calls itself in `card`; None: its registry name or its file's.
+            speculative_config: who guesses tokens ahead; None: as `options` say, which is `ngram` where they say
+                nothing. Guesses change no result.
             options: any of `EngineOptions`.
 
         Raises:
@@ -93,6 +115,8 @@ class LLM:
         if unknown:
             known = ", ".join(EngineOptions.__annotations__)
             raise ConfigError(f"LLM has no option {unknown[0]!r}; it takes {known}.")
+        if speculative_config is not None:
+            options |= _speculation_options(speculative_config)
         found = locate(str(model))
         config = EngineConfig(
             model_path=found.path,
@@ -296,3 +320,26 @@ def _one_each(
             f"{len(sampling_params)} sampling parameters for {count} prompts; give one, or one for each."
         )
     return sampling_params
+
+
+def _speculation_options(config: SpeculativeConfig) -> EngineOptions:
+    """Translate vLLM's words.
+
+    Raises:
+        ConfigError: a word is not one of them, or says something else than another.
+    """
+    unknown = [name for name in config if name not in SpeculativeConfig.__annotations__]
+    if unknown:
+        known = ", ".join(SpeculativeConfig.__annotations__)
+        raise ConfigError(f"`speculative_config` has no field {unknown[0]!r}; it takes {known}.")
+    model = config.get("model")
+    method = config.get("method", "ngram" if model is None else "draft_model")
+    if method not in ("ngram", "draft_model") or (method == "draft_model") != (model is not None):
+        text = f"`speculative_config` has the method {method!r} and the model {str(model)!r}; "
+        raise ConfigError(text + "it must be 'ngram' without a model, or 'draft_model' with one.")
+    options: EngineOptions = {"speculation": "ngram"}
+    if model is not None:
+        options["draft_model_path"] = locate(str(model)).path
+    if "num_speculative_tokens" in config:
+        options["num_speculative_tokens"] = config["num_speculative_tokens"]
+    return options

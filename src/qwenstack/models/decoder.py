@@ -162,9 +162,14 @@ class Decoder:
             layer.mlp.add_to(x_TD, kernels, config.rms_norm_eps, lora)
         return x_TD
 
-    def logits(self, x_RD: np.ndarray, activation_bits: ActivationBits | None = None) -> np.ndarray:
-        """Return the logits `[R, V]` float32 of rows that `forward` gave for a batch of the same activation bits."""
-        logits_RV = np.empty((len(x_RD), self.config.vocab_size), np.float32)
+    def logits(
+        self, x_RD: np.ndarray, activation_bits: ActivationBits | None = None, *, out_RV: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the logits `[R, V]` float32 of rows that `forward` gave for a batch of the same activation bits.
+
+        They are written into `out_RV`, if there is one.
+        """
+        logits_RV = np.empty((len(x_RD), self.config.vocab_size), np.float32) if out_RV is None else out_RV
         self._kernels_at(activation_bits).linear(
             np.ascontiguousarray(x_RD), self._head, logits_RV, norm_weight=self._norm_D, eps=self.config.rms_norm_eps
         )

@@ -257,7 +257,9 @@ def test_logits_that_are_not_numbers_end_one_request_only(monkeypatch: pytest.Mo
     engine = Engine(model)
     honest = type(model.decoder).logits
     monkeypatch.setattr(
-        type(model.decoder), "logits", lambda decoder, x, bits: np.concatenate([x[:1] * np.nan, honest(decoder, x[1:])])
+        type(model.decoder),
+        "logits",
+        lambda decoder, x, bits, **_: np.concatenate([x[:1] * np.nan, honest(decoder, x[1:])]),
     )
     engine.add_request("bad", [1], SamplingParams(temperature=0, max_tokens=1))
     engine.add_request("good", [2], SamplingParams(temperature=0, max_tokens=1))
@@ -276,7 +278,7 @@ def test_what_was_chosen_before_a_failure_is_told_however_far_was_guessed(
     broken_row = toy_logits([*prompt, *answer[:5]])
     model = toy_model()
 
-    def logits(_decoder: object, x_RD: np.ndarray, _bits: int) -> np.ndarray:
+    def logits(_decoder: object, x_RD: np.ndarray, _bits: int, **_: object) -> np.ndarray:
         return np.where((x_RD == broken_row).all(1, keepdims=True), np.nan, x_RD)
 
     class Guesser:

@@ -122,7 +122,9 @@ def test_the_first_answer_that_differs_is_named(tmp_path: Path) -> None:
     drive(engine, [(0, [1], GREEDY), (1, [2], GREEDY), (2, [3], GREEDY)], {})
 
     class Other(ToyDecoder):
-        def logits(self, x_RD: np.ndarray) -> np.ndarray:
+        def logits(
+            self, x_RD: np.ndarray, activation_bits: int | None = None, *, out_RV: np.ndarray | None = None
+        ) -> np.ndarray:
             return np.roll(x_RD, 1, axis=1)
 
     ((session, records),) = split_sessions(read_journal(path))
