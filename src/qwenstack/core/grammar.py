@@ -27,6 +27,8 @@ class Grammar:
     """The schema as JSON, the pattern, the grammar's text, the list; empty where the kind says all."""
     required_tool: str | None = None
     """With `tools`: `"*"` demands a call, a name a call of that function; None leaves the choice to the model."""
+    parallel_tool_calls: bool = True
+    """With `tools`: whether an answer may hold several calls."""
 
     @property
     def is_own(self) -> bool:

@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from qwenstack.core.errors import ConfigError
 from qwenstack.serving.strict_json import parse_json
+from qwenstack.serving.wire.errors import WriteError, write_openai_error
 
 
 class Access(Enum):
@@ -46,6 +47,8 @@ class KeyRoute(APIRoute):
     """A route for holders of an API key, reading bodies with the strict JSON reader."""
 
     access: ClassVar[Access] = Access.KEY
+    write_error: ClassVar[WriteError] = staticmethod(write_openai_error)
+    """How the clients of this route expect to be told of an error."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
         """Put the strict request in place of the framework's."""
@@ -63,6 +66,11 @@ class KeyRoute(APIRoute):
 def declared_access(route: BaseRoute) -> Access | None:
     """Return what a route declares, None where it declares nothing."""
     return route.access if isinstance(route, PublicRoute | KeyRoute) else None
+
+
+def error_writer_of(route: BaseRoute | None) -> WriteError:
+    """Return how a route's clients expect to be told of an error; OpenAI's way where there is no route."""
+    return type(route).write_error if isinstance(route, KeyRoute) else write_openai_error
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:

@@ -19,11 +19,13 @@ from qwenstack.serving.connection import Lifetime
 from qwenstack.serving.gate import Gate
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.openapi import API_DESCRIPTION, API_VERSION, build_openapi
+from qwenstack.serving.rest.anthropic import anthropic_routes
 from qwenstack.serving.rest.chat import chat_routes
 from qwenstack.serving.rest.completions import completion_routes
 from qwenstack.serving.rest.endpoint import Backend, key_router
 from qwenstack.serving.rest.health import health_routes, metrics_routes
 from qwenstack.serving.rest.models import model_routes
+from qwenstack.serving.rest.ollama import ollama_routes
 from qwenstack.serving.rest.qwen3 import qwen3_routes
 from qwenstack.serving.service import GenerationService
 from qwenstack.serving.site import read_site, site_routes
@@ -55,6 +57,8 @@ def create_app(llm: AsyncLLM, config: ServeConfig, *, lifespan: Lifespan | None 
     routers = (
         chat_routes(backend),
         completion_routes(backend),
+        anthropic_routes(backend),
+        ollama_routes(backend),
         model_routes(backend),
         qwen3_routes(backend),
         health_routes(backend),

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qwenstack.serving.errors import ServerStoppingError
-from qwenstack.serving.wire.sse import PING
 
 Result = TypeVar("Result")
 
@@ -71,13 +70,11 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events, written as they come.
+    """Events, written as they come.
 
     The status line waits for the first event, so that a request that fails before it gets a proper status. Writing
     waits for the client: a slow reader holds back its own events in the engine's queue, which `max_tokens` bounds.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -85,14 +82,17 @@ class EventStream(Response):
         *,
         lifetime: Lifetime,
         describe_error: Callable[[Exception], bytes],
+        media_type: str,
+        ping: bytes,
         ping_interval_s: float,
     ) -> None:
-        """Take over the events; the stream closes them whatever happens."""
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        """Take over the events; the stream closes them whatever happens. `ping` breaks a long silence, if not empty."""
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, media_type=media_type)
         del self.headers["content-length"]
         self._events = events
         self._lifetime = lifetime
         self._describe_error = describe_error
+        self._ping = ping
         self._ping_interval_s = ping_interval_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
@@ -117,10 +117,10 @@ class EventStream(Response):
                 await writer.write(event)
 
     async def _beat(self, writer: _Writer) -> None:
-        while True:
+        while self._ping:
             await asyncio.sleep(self._ping_interval_s)
             if writer.silent_s >= self._ping_interval_s / 2:
-                await writer.write(PING)
+                await writer.write(self._ping)
 
 
 class _Writer:

@@ -11,15 +11,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qwenstack.serving.access import Access, KeyRing, declared_access, match_route
+from qwenstack.serving.access import Access, KeyRing, declared_access, error_writer_of, match_route
 from qwenstack.serving.config import ServeConfig, is_loopback_host, parse_address
 from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.metrics import Metrics
-from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, answer_error
+from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, WriteError, answer_error
 
 _API_CSP = "default-src 'none'; frame-ancestors 'none'"
 _SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
@@ -35,7 +36,16 @@ _DEFAULT_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 )
 """Added where the answer does not bring its own."""
 _SINGLE_HEADERS = frozenset(
-    {"host", "origin", "authorization", "content-type", "content-encoding", "content-length", "sec-fetch-site"}
+    {
+        "host",
+        "origin",
+        "authorization",
+        "x-api-key",
+        "content-type",
+        "content-encoding",
+        "content-length",
+        "sec-fetch-site",
+    }
 )
 """Headers that may come once: of two values, two readers could believe different ones."""
 
@@ -65,10 +75,10 @@ class RequestHead:
         return cls(method=scope["method"], scheme=scope.get("scheme", "http"), headers=headers, repeated=repeated)
 
     @property
-    def bearer_token(self) -> str | None:
-        """The key in `Authorization: Bearer KEY`."""
+    def api_key(self) -> str | None:
+        """The key in `Authorization: Bearer KEY`; where there is none, in `X-Api-Key`, as Anthropic's do."""
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else None
+        return token.strip() if scheme.lower() == "bearer" else self.headers.get("x-api-key")
 
     def is_preflight(self) -> bool:
         """Whether a browser asks what a page of another origin may do."""
@@ -90,7 +100,7 @@ class GateRules:
 
     def tenant_of(self, head: RequestHead) -> str | None:
         """Return whose key a request shows, None where it shows none of ours."""
-        return self._keys.tenant(head.bearer_token)
+        return self._keys.tenant(head.api_key)
 
     def judge(self, head: RequestHead, access: Access) -> HttpError | None:
         """Decide whether a request may go on; None lets it through."""
@@ -102,7 +112,7 @@ class GateRules:
         if access is Access.KEY and self.tenant_of(head) is None:
             return HttpError(
                 401,
-                "This server needs an API key: send it as `Authorization: Bearer KEY`.",
+                "This server needs an API key: send it as `Authorization: Bearer KEY` (or as `X-Api-Key`).",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
@@ -231,7 +241,7 @@ class Gate:
                 log_failure(error, request_id)
             if signed.status is not None:
                 raise ConnectionAbortedError("An answer broke off after it had begun.") from None
-            await _send_error(signed, answer)
+            await _send_error(signed, answer, error_writer_of(route))
         finally:
             self._metrics.count_http(
                 method=head.method,
@@ -292,8 +302,8 @@ class _SignedSend:
         await self._send(message)
 
 
-async def _send_error(send: Send, answer: ErrorAnswer) -> None:
-    body = answer.encode()
+async def _send_error(send: Send, answer: ErrorAnswer, write_error: WriteError) -> None:
+    body = msgspec.json.encode(write_error(answer))
     headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -303,7 +313,7 @@ async def _send_error(send: Send, answer: ErrorAnswer) -> None:
 async def _send_preflight(send: Send) -> None:
     headers = [
         (b"access-control-allow-methods", b"GET, POST"),
-        (b"access-control-allow-headers", b"authorization, content-type"),
+        (b"access-control-allow-headers", b"authorization, content-type, x-api-key, anthropic-version"),
         (b"access-control-max-age", b"600"),
     ]
     await send({"type": "http.response.start", "status": 204, "headers": headers})

@@ -74,6 +74,9 @@ async def test_a_streamed_call_brings_its_name_first_and_its_arguments_in_pieces
     assert first["id"].startswith("call_")
     assert len(rest) > 5
     assert all(set(call) == {"index", "function"} and set(call["function"]) == {"arguments"} for call in rest)
+    grammar = llm.seen[-1].grammar
+    assert grammar is not None
+    assert not grammar.parallel_tool_calls
     assert "".join(call["function"]["arguments"] for call in [first, *rest]) == FUNCTION["arguments"]
     assert "".join(choice["delta"].get("content", "") for choice in choices) == "Let me look."
     assert choices[-1]["finish_reason"] == "tool_calls"

@@ -58,7 +58,9 @@ def _rules_of(grammar: Grammar, tool_format: ToolFormat) -> str:
         case "python":
             return python_lark()
         case "tools":
-            return tools_lark(source, grammar.required_tool, tool_format)
+            return tools_lark(
+                source, grammar.required_tool, tool_format, parallel_tool_calls=grammar.parallel_tool_calls
+            )
 
 
 def _lark_regex(pattern: str) -> str:

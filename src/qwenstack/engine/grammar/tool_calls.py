@@ -21,7 +21,9 @@ _NAME = re.compile(r"[a-zA-Z0-9_.\-]{1,64}")
 _NO_PARAMETERS: Json = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-def tools_lark(source: str, required_tool: str | None, tool_format: ToolFormat) -> str:
+def tools_lark(
+    source: str, required_tool: str | None, tool_format: ToolFormat, *, parallel_tool_calls: bool = True
+) -> str:
     """Return the grammar of an answer that may call, or with `required_tool` must call, functions.
 
     The rules of the functions are its first lines, in the order of `function_names`.
@@ -42,12 +44,12 @@ def tools_lark(source: str, required_tool: str | None, tool_format: ToolFormat) 
     rules += [f"function: {' | '.join(names)}", f"rest_of_call: /\\n?/ function /\\n?/ {end}"]
     if required_tool is None:
         rules += [
-            "start: (text_and_begin rest_of_call)* TEXT",
+            f"start: (text_and_begin rest_of_call){'*' if parallel_tool_calls else '?'} TEXT",
             f"text_and_begin[lazy]: /(?s:.*){re.escape(TOOL_CALL_BEGIN)}/",
             f"TEXT: /(?s:.*)/ & ~/(?s:.*){re.escape(TOOL_CALL_BEGIN)}(?s:.*)/",
         ]
     else:
-        more = f'("\\n" {begin} rest_of_call)*' if required_tool == "*" else ""
+        more = f'("\\n" {begin} rest_of_call)*' if required_tool == "*" and parallel_tool_calls else ""
         rules += [f"start: {begin} rest_of_call {more}"]
     return "\n".join(rules) + "\n"
 

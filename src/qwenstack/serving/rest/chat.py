@@ -43,7 +43,7 @@ def chat_routes(backend: Backend) -> APIRouter:
         "/v1/chat/completions",
         summary="Answer a conversation",
         response_model=ChatCompletion,
-        responses=generation_responses("ChatCompletionChunk"),
+        responses=generation_responses("With `stream`: events whose `data` is a `ChatCompletionChunk`, then `[DONE]`."),
     )
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """Go on with a conversation, whole or as a stream."""

@@ -41,7 +41,7 @@ def completion_routes(backend: Backend) -> APIRouter:
         "/v1/completions",
         summary="Go on with a text",
         response_model=Completion,
-        responses=generation_responses("CompletionChunk"),
+        responses=generation_responses("With `stream`: events whose `data` is a `CompletionChunk`, then `[DONE]`."),
     )
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Go on with one or more texts, whole or as a stream."""

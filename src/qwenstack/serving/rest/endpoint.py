@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,11 +16,27 @@ from qwenstack.serving.access import KeyRoute
 from qwenstack.serving.connection import EventStream, Lifetime, run_while_connected
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.service import GenerationService
-from qwenstack.serving.wire.errors import ErrorBody, answer_error
-from qwenstack.serving.wire.sse import encode_event
+from qwenstack.serving.wire.errors import ErrorAnswer, ErrorBody, answer_error, write_openai_error
+from qwenstack.serving.wire.sse import PING, encode_event
 
 Result = TypeVar("Result")
 Responses = dict[int | str, dict[str, Any]]  # pyright: ignore[reportExplicitAny]: FastAPI's own type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamForm:
+    """How a wire's stream looks."""
+
+    media_type: str
+    ping: bytes
+    """What keeps a silent stream alive and no client reads; empty where the wire has nothing like it."""
+    write_error: Callable[[ErrorAnswer], bytes]
+    """Makes the event that ends a stream in the place of what should have come."""
+
+
+OPENAI_STREAM = StreamForm(
+    media_type="text/event-stream", ping=PING, write_error=lambda answer: encode_event(write_openai_error(answer))
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,34 +51,39 @@ class Backend:
         """Run a request's work; it is cancelled when the client leaves."""
         return await run_while_connected(work, request.receive, self.lifetime)
 
-    def stream(self, request: Request, events: AsyncGenerator[bytes]) -> EventStream:
-        """Answer with server-sent events."""
+    def stream(self, request: Request, events: AsyncGenerator[bytes], form: StreamForm = OPENAI_STREAM) -> EventStream:
+        """Answer with events as they come."""
         request_id = request_id_of(request)
 
         def describe_error(error: Exception) -> bytes:
             answer = answer_error(error, request_id=request_id)
             if answer.is_our_fault:
                 log_failure(error, request_id)
-            return encode_event(answer.body)
+            return form.write_error(answer)
 
         return EventStream(
-            events, lifetime=self.lifetime, describe_error=describe_error, ping_interval_s=self.ping_interval_s
+            events,
+            lifetime=self.lifetime,
+            describe_error=describe_error,
+            media_type=form.media_type,
+            ping=form.ping,
+            ping_interval_s=self.ping_interval_s,
         )
 
 
-def key_router() -> APIRouter:
+def key_router(route_class: type[KeyRoute] = KeyRoute, error_body: type = ErrorBody) -> APIRouter:
     """Make a router whose routes need a key and document it."""
     scheme = HTTPBearer(auto_error=False, description="An API key; any where none is configured.")
     # Naming 4XX keeps the framework from promising its own 422, which never comes.
-    refused: Responses = {"4XX": {"model": ErrorBody, "description": "The request is refused."}}
-    responses = error_responses(401, 403) | refused
-    return APIRouter(route_class=KeyRoute, dependencies=[Security(scheme)], responses=responses)
+    refused: Responses = {"4XX": {"model": error_body, "description": "The request is refused."}}
+    responses = error_responses(401, 403, body=error_body) | refused
+    return APIRouter(route_class=route_class, dependencies=[Security(scheme)], responses=responses)
 
 
-def error_responses(*statuses: int) -> Responses:
+def error_responses(*statuses: int, body: type = ErrorBody) -> Responses:
     """Document answers that are errors."""
     texts: Mapping[int, str] = {
-        400: "The request is wrong; `param` names the field.",
+        400: "The request is wrong; the message names the field.",
         401: "No API key, or a wrong one.",
         403: "The host or the page's origin is not allowed.",
         404: "There is no such model.",
@@ -71,17 +92,14 @@ def error_responses(*statuses: int) -> Responses:
         500: "The model failed; the message has the request id.",
         503: "There is no room; `Retry-After` says when to try again.",
     }
-    return {status: {"model": ErrorBody, "description": texts[status]} for status in statuses}
+    return {status: {"model": body, "description": texts[status]} for status in statuses}
 
 
-def generation_responses(stream_shape: str) -> Responses:
-    """Document the answers of an endpoint that generates."""
-    events = {
-        "type": "string",
-        "description": f"With `stream`: events whose `data` is a `{stream_shape}`, then `[DONE]`.",
-    }
-    stream: Responses = {200: {"content": {"text/event-stream": {"schema": events}}}}
-    return stream | error_responses(400, 404, 413, 415, 500, 503)
+def generation_responses(stream: str, *, media_type: str = "text/event-stream", body: type = ErrorBody) -> Responses:
+    """Document the answers of an endpoint that generates; `stream` says what comes where one is asked for."""
+    events = {"type": "string", "description": stream}
+    streamed: Responses = {200: {"content": {media_type: {"schema": events}}}}
+    return streamed | error_responses(400, 404, 413, 415, 500, 503, body=body)
 
 
 def json_response(payload: object, *, status: int = 200) -> Response:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Mapping
 from typing import Annotated, Literal, NotRequired, TypeVar, cast
 
@@ -11,17 +9,17 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from qwenstack.core.errors import RequestError
-from qwenstack.core.grammar import MAX_GRAMMAR_CHARS, Grammar
+from qwenstack.core.grammar import Grammar
 from qwenstack.core.messages import Message, Role, ToolCall, content_is_missing
 from qwenstack.core.outputs import CompletionOutput, FinishReason, OutputDelta, ToolCallDelta
 from qwenstack.core.sampling_params import MAX_LOGPROBS
 from qwenstack.serving.strict_json import parse_json
 from qwenstack.serving.wire.logprobs import ChatLogprobs
 from qwenstack.serving.wire.sampling import MAX_TOKENS, SamplingFields, Usage, WireFinishReason, WireModel
+from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024
-MAX_TOOLS = 128
 
 Value = TypeVar("Value", bool, int)
 
@@ -215,7 +213,7 @@ class ChatCompletionRequest(SamplingFields):
     service_tier: Literal["auto", "default"] | None = None
     """Accepted and ignored."""
     parallel_tool_calls: bool | None = None
-    """Accepted and ignored."""
+    """Whether one answer may hold several tool calls; true where nothing is said."""
 
     @property
     def max_tokens_field(self) -> str:
@@ -281,13 +279,16 @@ class ChatCompletionRequest(SamplingFields):
         required_tool = self._required_tool()
         tools, text_format = self.to_tools(), self.response_format
         if text_format is None or isinstance(text_format, TextFormat):
-            return None if tools is None else _json_grammar("tools", "tools", tools, required_tool=required_tool)
+            if tools is None:
+                return None
+            parallel = self.parallel_tool_calls is not False
+            return tools_grammar(tools, required_tool=required_tool, parallel=parallel)
         if tools is not None:
             text = f"`response_format` is {text_format.type!r} and `tools` are given; ask for one of the two at a time."
             raise RequestError(text, param="response_format", code="unsupported_parameter")
         if isinstance(text_format, JsonObjectFormat):
             return Grammar(kind="json_object")
-        return _json_grammar("response_format", "json_schema", text_format.json_schema.schema_)
+        return schema_grammar("response_format", text_format.json_schema.schema_)
 
     def _required_tool(self) -> str | None:
         """Return the function that has to be called, `*` for any, None where no call is demanded."""
@@ -435,11 +436,6 @@ def _write_call_delta(call: ToolCallDelta) -> ToolCallAnswerDelta:
     return {"index": call.index, "id": new_call_id(), "type": "function", "function": function}
 
 
-def new_call_id() -> str:
-    """Make the id of a tool call; no two are the same, whoever asks."""
-    return f"call_{secrets.token_hex(12)}"
-
-
 def chat_finish_reason(reason: FinishReason | None, *, has_calls: bool) -> ChatFinishReason:
     """Write how an answer ended: one that has tool calls and was not cut off ended for them."""
     written = wire_finish_reason(reason)
@@ -449,16 +445,6 @@ def chat_finish_reason(reason: FinishReason | None, *, has_calls: bool) -> ChatF
 def wire_finish_reason(reason: FinishReason | None) -> WireFinishReason:
     """Write how an answer ended; the service raises where it did not end well."""
     return "length" if reason == "length" else "stop"
-
-
-def _json_grammar(
-    param: str, kind: Literal["tools", "json_schema"], value: object, *, required_tool: str | None = None
-) -> Grammar:
-    source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if len(source) > MAX_GRAMMAR_CHARS:
-        text = f"`{param}` has {len(source)} characters of JSON; at most {MAX_GRAMMAR_CHARS} are taken. Give fewer."
-        raise RequestError(text, param=param, code="invalid_value")
-    return Grammar(kind=kind, source=source, required_tool=required_tool)
 
 
 def _read_arguments(call: ToolCallRequest, param: str) -> Mapping[str, object]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from typing_extensions import TypedDict
@@ -31,24 +30,29 @@ class ErrorDetail(TypedDict):
 
 
 class ErrorBody(TypedDict):
-    """The body of every answer that is not a success."""
+    """The body of every answer that is not a success, where a wire has no other of its own."""
 
     error: ErrorDetail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorAnswer:
-    """A status, a body and headers, ready to be sent."""
+    """What an error is answered with; each wire has a body of its own for it."""
 
     status: int
-    body: ErrorBody
+    detail: ErrorDetail
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     is_our_fault: bool = False
     """Whether the log needs the details."""
 
-    def encode(self) -> bytes:
-        """Return the body as JSON."""
-        return msgspec.json.encode(self.body)
+
+WriteError = Callable[[ErrorAnswer], object]
+"""Makes a wire's body of an answer."""
+
+
+def write_openai_error(answer: ErrorAnswer) -> ErrorBody:
+    """Write OpenAI's body."""
+    return {"error": answer.detail}
 
 
 def answer_error(error: Exception, *, request_id: str) -> ErrorAnswer:
@@ -67,42 +71,42 @@ def answer_error(error: Exception, *, request_id: str) -> ErrorAnswer:
         case CapacityError():
             return ErrorAnswer(
                 status=503,
-                body=error_body(str(error), kind="server_error", code=OVERLOADED),
+                detail=error_detail(str(error), kind="server_error", code=OVERLOADED),
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
         case EngineRestartingError():
             return ErrorAnswer(
                 status=503,
-                body=error_body(str(error), kind="server_error", code="engine_restarting"),
+                detail=error_detail(str(error), kind="server_error", code="engine_restarting"),
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
         case ClientDisconnect():
             return ErrorAnswer(
                 status=CLIENT_GONE_STATUS,
-                body=error_body("The client left.", kind="invalid_request_error", code="client_gone"),
+                detail=error_detail("The client left.", kind="invalid_request_error", code="client_gone"),
             )
         case HTTPException():
             return _answer_http_exception(error)
         case EngineError():
             text = f"The model failed on this request. Try again; the log has the cause under request {request_id}."
             return ErrorAnswer(
-                status=500, body=error_body(text, kind="server_error", code="engine_error"), is_our_fault=True
+                status=500, detail=error_detail(text, kind="server_error", code="engine_error"), is_our_fault=True
             )
         case _:
             text = f"The server failed on this request. Its log has the cause under request {request_id}."
             return ErrorAnswer(
-                status=500, body=error_body(text, kind="server_error", code="internal_error"), is_our_fault=True
+                status=500, detail=error_detail(text, kind="server_error", code="internal_error"), is_our_fault=True
             )
 
 
-def error_body(message: str, *, kind: str, code: str | None, param: str | None = None) -> ErrorBody:
-    """Build OpenAI's error body."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def error_detail(message: str, *, kind: str, code: str | None, param: str | None = None) -> ErrorDetail:
+    """Say what went wrong, in OpenAI's words."""
+    return {"message": message, "type": kind, "param": param, "code": code}
 
 
 def _answer(status: int, error: RequestError, *, headers: Mapping[str, str] | None = None) -> ErrorAnswer:
-    body = error_body(str(error), kind="invalid_request_error", code=error.code, param=error.param)
-    return ErrorAnswer(status=status, body=body, headers=headers or {})
+    detail = error_detail(str(error), kind="invalid_request_error", code=error.code, param=error.param)
+    return ErrorAnswer(status=status, detail=detail, headers=headers or {})
 
 
 def _answer_http_exception(error: HTTPException) -> ErrorAnswer:
@@ -112,5 +116,5 @@ def _answer_http_exception(error: HTTPException) -> ErrorAnswer:
         405: ("This address does not take this method; the `Allow` header names those it takes.", "method_not_allowed"),
     }
     message, code = texts.get(error.status_code, ("The request was refused.", "refused"))
-    body = error_body(message, kind="invalid_request_error", code=code)
-    return ErrorAnswer(status=error.status_code, body=body, headers=error.headers or {})
+    detail = error_detail(message, kind="invalid_request_error", code=code)
+    return ErrorAnswer(status=error.status_code, detail=detail, headers=error.headers or {})

@@ -27,8 +27,8 @@ TOOLS = [
 SCHEMAS = {"get_weather": WEATHER, "now": {"type": "object", "maxProperties": 0}}
 
 
-def tools_grammar(required_tool: str | None = None, tools: object = TOOLS) -> Grammar:
-    return Grammar(kind="tools", source=json.dumps(tools), required_tool=required_tool)
+def tools_grammar(required_tool: str | None = None, tools: object = TOOLS, **options: bool) -> Grammar:
+    return Grammar(kind="tools", source=json.dumps(tools), required_tool=required_tool, **options)
 
 
 def call(name: str, arguments: object) -> str:
@@ -75,6 +75,17 @@ def test_random_answers_hold_only_fitting_calls():
         if required_tool == "get_weather":
             assert set(counts) == {1}
             assert all('"get_weather"' in text for text in texts)
+
+
+def test_without_parallel_calls_there_is_one():
+    one = call("get_weather", {"city": "北京"})
+    may = constraint_of(tools_grammar(parallel_tool_calls=False))
+    assert accepts(may, "No call.")
+    assert accepts(may, f"Look: {one}\nDone.")
+    assert not accepts(may, f"{one}\n{one}")
+    must = constraint_of(tools_grammar("*", parallel_tool_calls=False))
+    assert accepts(must, one)
+    assert not accepts(must, f"{one}\n{one}")
 
 
 def test_a_required_call_comes_at_once():

@@ -1,0 +1,200 @@
+"""`POST /api/chat`, `POST /api/generate`, `GET /api/tags`, `GET /api/version`: Ollama's wire."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import ClassVar, TypeAlias
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.routing import APIRouter
+
+from qwenstack import __version__
+from qwenstack.core.outputs import CompletionOutput, OutputDelta
+from qwenstack.core.request_options import RequestOptions
+from qwenstack.serving.access import KeyRoute
+from qwenstack.serving.rest.endpoint import (
+    Backend,
+    StreamForm,
+    generation_responses,
+    json_response,
+    key_router,
+    request_id_of,
+    tenant_of,
+)
+from qwenstack.serving.service import GenerationJob, GenerationService, Prompt, UsageTally
+from qwenstack.serving.wire.errors import ErrorAnswer, WriteError
+from qwenstack.serving.wire.ollama import (
+    AnswerTurn,
+    Line,
+    OllamaChatLine,
+    OllamaChatRequest,
+    OllamaErrorBody,
+    OllamaGenerateLine,
+    OllamaGenerateRequest,
+    RequestFields,
+    Stopwatch,
+    TagsResponse,
+    VersionResponse,
+    write_calls,
+    write_listed,
+    write_ollama_error,
+    write_time,
+    write_turn,
+)
+
+_LINES = "application/x-ndjson"
+_STREAM_DESCRIPTION = "Unless `stream` is false: lines of JSON, the last one with `done`."
+
+WriteLine: TypeAlias = Callable[[Line, AnswerTurn], Line]
+"""Puts what came to an answer into a line."""
+
+
+class OllamaRoute(KeyRoute):
+    """A route whose clients are Ollama's."""
+
+    write_error: ClassVar[WriteError] = staticmethod(write_ollama_error)
+
+
+def ollama_routes(backend: Backend) -> APIRouter:
+    """Make the endpoints."""
+    router = key_router(OllamaRoute, OllamaErrorBody)
+    service = backend.service
+    responses = generation_responses(_STREAM_DESCRIPTION, media_type=_LINES, body=OllamaErrorBody)
+
+    async def answer(body: RequestFields, request: Request, prompt: Prompt | None, write_line: WriteLine) -> Response:
+        job = _make_job(service, body, request, prompt)
+        if job is None:
+            return json_response(_loaded(service, body, write_line))
+        if body.wants_stream:
+            return backend.stream(request, _stream_lines(service, job, write_line), OLLAMA_STREAM)
+        return json_response(await backend.run(request, _complete(service, job, write_line)))
+
+    @router.post(
+        "/api/chat", summary="Answer a conversation (Ollama)", response_model=OllamaChatLine, responses=responses
+    )
+    async def chat(body: OllamaChatRequest, request: Request) -> Response:
+        """Go on with a conversation."""
+        prompt = None
+        if body.messages:
+            messages = [turn.to_message() for turn in body.messages]
+            prompt = await service.read_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking)
+        return await answer(body, request, prompt, _write_chat_line)
+
+    @router.post(
+        "/api/generate", summary="Answer a prompt (Ollama)", response_model=OllamaGenerateLine, responses=responses
+    )
+    async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
+        """Answer a prompt, or go on with it."""
+        prompt = None
+        if body.prompt and body.raw:
+            prompt = await service.read_text(body.prompt)
+        elif body.prompt:
+            prompt = await service.read_chat(body.to_messages(), enable_thinking=body.wants_thinking)
+        return await answer(body, request, prompt, _write_generate_line)
+
+    @router.get("/api/tags", summary="List the models (Ollama)", response_model=TagsResponse)
+    async def list_tags() -> Response:
+        """List what is served: the model, and it with each of its adapters."""
+        names = [service.card.id, *service.adapter_names]
+        tags: TagsResponse = {"models": [write_listed(name, service.card) for name in names]}
+        return json_response(tags)
+
+    @router.get("/api/version", summary="Tell the version (Ollama)", response_model=VersionResponse)
+    async def tell_version() -> Response:
+        """Tell the version of this server."""
+        version: VersionResponse = {"version": __version__}
+        return json_response(version)
+
+    return router
+
+
+def _encode(line: object) -> bytes:
+    return msgspec.json.encode(line) + b"\n"
+
+
+def _encode_error(answer: ErrorAnswer) -> bytes:
+    return _encode(write_ollama_error(answer))
+
+
+OLLAMA_STREAM = StreamForm(media_type=_LINES, ping=b"", write_error=_encode_error)
+
+
+def _make_job(
+    service: GenerationService, body: RequestFields, request: Request, prompt: Prompt | None
+) -> GenerationJob | None:
+    """Check a request; None where it only asks for the model to be loaded."""
+    options = RequestOptions(tenant=tenant_of(request), adapter=service.adapter_of(body.model_name))
+    params = service.choose_params(body.sampling_changes(), max_tokens_field="options.num_predict")
+    if prompt is None:
+        return None
+    return GenerationJob(
+        request_id=f"ollama-{request_id_of(request)}", prompts=[prompt], params=params, options=options
+    )
+
+
+def _new_line(model: str) -> Line:
+    return {"model": model, "created_at": write_time(time.time()), "done": False}
+
+
+def _write_chat_line(line: Line, turn: AnswerTurn) -> OllamaChatLine:
+    return {**line, "message": turn}
+
+
+def _write_generate_line(line: Line, turn: AnswerTurn) -> OllamaGenerateLine:
+    written: OllamaGenerateLine = {**line, "response": turn["content"]}
+    if "thinking" in turn:
+        written["thinking"] = turn["thinking"]
+    return written
+
+
+def _loaded(service: GenerationService, body: RequestFields, write_line: WriteLine) -> Line:
+    line = _new_line(service.adapter_of(body.model_name) or service.card.id)
+    line["done"], line["done_reason"] = True, "load"
+    return write_line(line, {"role": "assistant", "content": ""})
+
+
+async def _complete(service: GenerationService, job: GenerationJob, write_line: WriteLine) -> Line:
+    tally, watch = UsageTally(job), Stopwatch(time.monotonic_ns())
+    whole = CompletionOutput(index=0)
+    async with aclosing(service.generate(job)) as pieces:
+        async for piece in pieces:
+            tally.note(piece)
+            watch.note(time.monotonic_ns())
+            whole.add(piece.delta)
+    line = _new_line(service.model_name(job))
+    watch.close(line, whole.finish_reason, tally, time.monotonic_ns())
+    return write_line(line, write_turn(whole))
+
+
+async def _stream_lines(service: GenerationService, job: GenerationJob, write_line: WriteLine) -> AsyncGenerator[bytes]:
+    """Write a line for each piece; calls come whole, before the last line."""
+    tally, watch = UsageTally(job), Stopwatch(time.monotonic_ns())
+    model = service.model_name(job)
+    whole = CompletionOutput(index=0)
+    async with aclosing(service.generate(job)) as pieces:
+        async for piece in pieces:
+            tally.note(piece)
+            watch.note(time.monotonic_ns())
+            whole.add(piece.delta)
+            turn = _turn_of(piece.delta)
+            if turn is not None:
+                yield _encode(write_line(_new_line(model), turn))
+    calls = write_calls(whole.tool_calls)
+    if calls:
+        yield _encode(write_line(_new_line(model), {"role": "assistant", "content": "", "tool_calls": calls}))
+    line = _new_line(model)
+    watch.close(line, whole.finish_reason, tally, time.monotonic_ns())
+    yield _encode(write_line(line, {"role": "assistant", "content": ""}))
+
+
+def _turn_of(delta: OutputDelta) -> AnswerTurn | None:
+    """Return what a piece adds to the turn; None where that is nothing."""
+    if not delta.text and not delta.reasoning_text:
+        return None
+    turn: AnswerTurn = {"role": "assistant", "content": delta.text}
+    if delta.reasoning_text:
+        turn["thinking"] = delta.reasoning_text
+    return turn

@@ -1,0 +1,49 @@
+"""Tools and their calls, as far as all wires share them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+
+from qwenstack.core.errors import RequestError
+from qwenstack.core.grammar import MAX_GRAMMAR_CHARS, Grammar
+
+MAX_TOOLS = 128
+
+
+def schema_grammar(param: str, schema: Mapping[str, object]) -> Grammar:
+    """Return the grammar of JSON that fits a schema, which the field `param` has.
+
+    Raises:
+        RequestError: it is too long.
+    """
+    return Grammar(kind="json_schema", source=_written(param, schema))
+
+
+def tools_grammar(tools: Sequence[Mapping[str, object]], *, required_tool: str | None, parallel: bool) -> Grammar:
+    """Return the grammar of answers with calls of tools, given in OpenAI's shape.
+
+    Args:
+        tools: functions that may be called.
+        required_tool: the one that has to be called, `*` for any, None where no call is demanded.
+        parallel: whether an answer may hold several calls.
+
+    Raises:
+        RequestError: they are too long.
+    """
+    source = _written("tools", tools)
+    return Grammar(kind="tools", source=source, required_tool=required_tool, parallel_tool_calls=parallel)
+
+
+def _written(param: str, value: object) -> str:
+    source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if len(source) > MAX_GRAMMAR_CHARS:
+        text = f"`{param}` has {len(source)} characters of JSON; at most {MAX_GRAMMAR_CHARS} are taken. Give fewer."
+        raise RequestError(text, param=param, code="invalid_value")
+    return source
+
+
+def new_call_id() -> str:
+    """Make the id of a tool call; no two are the same, whoever asks."""
+    return f"call_{secrets.token_hex(12)}"
