@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from qwenstack.core.infill import Gap, InfillPrompt
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta
 from qwenstack.core.request_options import RequestOptions
@@ -105,6 +106,14 @@ class AsyncLLM(Protocol):
 
         Raises:
             RequestError: the template refuses the conversation, or a text cannot be encoded.
+        """
+        ...
+
+    async def encode_infill(self, gap: Gap, *, max_tokens: int) -> InfillPrompt:
+        """Turn a gap in a file into a prompt of at most `max_tokens`; what is far from it is left out where need be.
+
+        Raises:
+            RequestError: the model cannot fill gaps, or a text cannot be encoded.
         """
         ...
 

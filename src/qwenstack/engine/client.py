@@ -19,6 +19,7 @@ from pathlib import Path
 
 from qwenstack.core import errors
 from qwenstack.core.errors import EngineError, EngineRestartingError, QwenStackError, RequestError
+from qwenstack.core.infill import Gap, InfillPrompt
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta, raise_if_failed
 from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
@@ -142,6 +143,10 @@ class EngineClient:
         return await asyncio.to_thread(
             self._tokenizer.encode_chat, messages, tools=tools, enable_thinking=enable_thinking
         )
+
+    async def encode_infill(self, gap: Gap, *, max_tokens: int) -> InfillPrompt:
+        """Turn a gap in a file into the model's prompt."""
+        return await asyncio.to_thread(self._tokenizer.encode_infill, gap, max_tokens=max_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the exact bytes of a token."""

@@ -24,9 +24,11 @@ from qwenstack.serving.rest.chat import chat_routes
 from qwenstack.serving.rest.completions import completion_routes
 from qwenstack.serving.rest.endpoint import Backend, key_router
 from qwenstack.serving.rest.health import health_routes, metrics_routes
+from qwenstack.serving.rest.infill import infill_routes
 from qwenstack.serving.rest.models import model_routes
 from qwenstack.serving.rest.ollama import ollama_routes
 from qwenstack.serving.rest.qwen3 import qwen3_routes
+from qwenstack.serving.rest.tokens import token_routes
 from qwenstack.serving.service import GenerationService
 from qwenstack.serving.site import read_site, site_routes
 
@@ -59,6 +61,8 @@ def create_app(llm: AsyncLLM, config: ServeConfig, *, lifespan: Lifespan | None 
         completion_routes(backend),
         anthropic_routes(backend),
         ollama_routes(backend),
+        infill_routes(backend),
+        token_routes(backend),
         model_routes(backend),
         qwen3_routes(backend),
         health_routes(backend),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.infill import Gap
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput
 from qwenstack.core.protocols import AsyncLLM, EngineStats, ModelCard
@@ -35,6 +36,8 @@ class Prompt:
     token_ids: Sequence[int]
     text: str | None = None
     """The text it was made of, where there was one."""
+    is_cut: bool = False
+    """Whether something was left out to make it fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +179,34 @@ class GenerationService:
         self._check_length(token_ids, "prompt")
         return Prompt(token_ids=token_ids, text=text)
 
+    async def read_gap(self, gap: Gap, params: SamplingParams) -> tuple[Prompt, SamplingParams]:
+        """Turn a gap in a file into a prompt that fits beside the answer, and add what ends the answer.
+
+        Raises:
+            RequestError: the model cannot fill gaps, a text is no text, or there is no place.
+        """
+        room = self.card.max_model_len - (params.max_tokens or self.card.max_model_len // 4)
+        written = await self._llm.encode_infill(gap, max_tokens=room)
+        stops = [*params.stop_token_ids, *written.stop_token_ids]
+        return Prompt(token_ids=written.token_ids, is_cut=written.is_cut), replace(params, stop_token_ids=stops)
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Turn plain text into tokens, whether or not they fit.
+
+        Raises:
+            RequestError: it is no text.
+        """
+        return await self._llm.encode(text)
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens.
+
+        Raises:
+            RequestError: the model does not have one of them.
+        """
+        self._check_token_ids(token_ids, "tokens")
+        return self.text_of(token_ids)
+
     def read_tokens(self, token_ids: Sequence[int]) -> Prompt:
         """Take token ids as a prompt.
 
@@ -193,6 +224,10 @@ class GenerationService:
     def token_bytes(self, token_id: int) -> bytes:
         """Return the exact bytes that a token stands for."""
         return self._llm.token_bytes(token_id)
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Return the text that tokens stand for, control tokens included; U+FFFD where they are not UTF-8."""
+        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
 
     async def generate(self, job: GenerationJob) -> AsyncGenerator[Piece]:
         """Yield the pieces of all answers as they come; closing the generator cancels the job.

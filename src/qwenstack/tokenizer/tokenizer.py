@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 from qwenstack.core.errors import RequestError
+from qwenstack.core.infill import Gap, InfillPrompt
 from qwenstack.core.messages import Message
 from qwenstack.tokenizer.chat_markers import ChatMarkers, read_chat_markers
 from qwenstack.tokenizer.chat_messages import chat_variables
 from qwenstack.tokenizer.chat_template import ChatTemplate
 from qwenstack.tokenizer.encoder import Encoder, check_is_unicode
+from qwenstack.tokenizer.infill import InfillWriter
 from qwenstack.tokenizer.literal_guard import LiteralGuard, unmark
 from qwenstack.tokenizer.tokenizer_parts import TokenizerParts, parts_from_gguf, parts_from_hf
 
@@ -166,6 +168,17 @@ class Tokenizer:
         template = self._chat_template
         variables, mark = self._guard.mark(chat_variables(messages, tools, options), template=template.source)
         return list(self._encode_with_added_tokens(template.render(variables), mark=mark))
+
+    def encode_infill(self, gap: Gap, *, max_tokens: int) -> InfillPrompt:
+        """Turn a gap in a file into a prompt of at most `max_tokens`; what is far from it is left out where need be.
+
+        Raises:
+            RequestError: the model has no marks for gaps, or a text has a lone surrogate.
+        """
+        for text in (gap.prefix, gap.suffix, *(text for file in gap.context for text in (file.path, file.text))):
+            check_is_unicode(text, param="prompt")
+        writer = InfillWriter(encode=self._encoder.encode, id_of_mark=self.id_of_added)
+        return writer.write(gap, max_tokens=max_tokens)
 
     def _encode_with_added_tokens(self, text: str, *, mark: str | None = None) -> Iterator[int]:
         """Yield the ids of the words between added tokens, and of each whole added token its own."""

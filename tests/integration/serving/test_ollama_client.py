@@ -99,7 +99,7 @@ def test_a_prompt_is_answered_or_gone_on_with(client: ollama.Client, llm: ToyLLM
     assert bytes(llm.prompts[-1]).startswith(b"[system] Be brief.")
     assert client.generate("default", "abc", raw=True).response == "echo: abc"
     parts = list(client.generate("default", "abc", raw=True, stream=True))
-    assert "".join(part.response for part in parts) == "echo: abc"
+    assert "".join(part.response or "" for part in parts) == "echo: abc"
     assert parts[-1].done
 
 

@@ -97,7 +97,6 @@ async def test_a_stop_string_ends_the_text(client: httpx.AsyncClient) -> None:
         ({"prompt": ["x"] * 65}, "prompt", ["64"]),
         ({"prompt": ["x"] * 9, "n": 8}, "n", ["72", "64"]),
         ({"best_of": 2}, "best_of", ["2", "1"]),
-        ({"suffix": "x"}, "suffix", ["not supported"]),
         ({"logprobs": 21}, "logprobs", ["21", "20"]),
         ({"logprobs": True}, "logprobs", ["True"]),
         ({"max_tokens": 0}, "max_tokens", ["0", "1"]),

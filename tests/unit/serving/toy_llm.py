@@ -12,6 +12,7 @@ from typing import Any, cast
 from support.byte_tokenizer import ByteTokenizer
 
 from qwenstack.core.errors import CapacityError, EngineError, RequestError
+from qwenstack.core.infill import Gap, InfillPrompt
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta, TokenLogprob
 from qwenstack.core.protocols import EngineStats, ModelCard
@@ -48,6 +49,7 @@ class ToyLLM:
     request_ids: list[str] = field(default_factory=list)
     options: list[RequestOptions] = field(default_factory=list)
     adapters: tuple[str, ...] = ()
+    fills_gaps: bool = True
 
     async def encode(self, text: str) -> list[int]:
         try:
@@ -68,6 +70,13 @@ class ToyLLM:
         if enable_thinking is not None:
             lines.insert(0, f"[thinking] {enable_thinking}")
         return list("\n".join(lines).encode())
+
+    async def encode_infill(self, gap: Gap, *, max_tokens: int) -> InfillPrompt:
+        if not self.fills_gaps:
+            raise RequestError("This model cannot fill gaps.", code="infill_not_supported")
+        files = "".join(f"[file {file.path}]{file.text}" for file in gap.context)
+        written = f"{files}[prefix]{gap.prefix}[suffix]{gap.suffix}[middle]".encode()
+        return InfillPrompt(token_ids=written[-max_tokens:], stop_token_ids=[0], is_cut=len(written) > max_tokens)
 
     @property
     def adapter_names(self) -> Sequence[str]:
@@ -112,6 +121,7 @@ class ToyLLM:
             for index in range(params.n):
                 if self.says is not None:
                     for delta in self._say(self.says, params, request_id, index):
+                        await asyncio.sleep(self.step_s)
                         yield delta
                     continue
                 async for delta in self._answer(prompt_token_ids, params, request_id, index):
@@ -166,6 +176,7 @@ class ToyLLM:
             logprob = None if params.logprobs is None else _logprob(token, params.logprobs)
             released = answer.push(token, logprob)
             fields = {name: getattr(released, name) for name in type(released).__dataclass_fields__}
+            fields["logprobs"] = None if params.logprobs is None else fields["logprobs"]
             yield OutputDelta(request_id=request_id, index=index, **fields)
             if released.finish_reason is not None:
                 return

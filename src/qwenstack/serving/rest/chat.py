@@ -49,8 +49,8 @@ def chat_routes(backend: Backend) -> APIRouter:
         """Go on with a conversation, whole or as a stream."""
         job = await _read_request(backend.service, body, request)
         if body.stream:
-            return backend.stream(request, _stream_events(backend.service, job, wants_usage=body.wants_usage))
-        return json_response(await backend.run(request, _complete(backend.service, job)))
+            return backend.stream(request, stream_chat(backend.service, job, wants_usage=body.wants_usage))
+        return json_response(await backend.run(request, complete_chat(backend.service, job)))
 
     return router
 
@@ -63,7 +63,8 @@ async def _read_request(service: GenerationService, body: ChatCompletionRequest,
     return GenerationJob(request_id=request_id, prompts=[prompt], params=params, options=options)
 
 
-async def _complete(service: GenerationService, job: GenerationJob) -> ChatCompletion:
+async def complete_chat(service: GenerationService, job: GenerationJob) -> ChatCompletion:
+    """Run a job of one prompt to its end, and write it."""
     created = int(time.time())
     tally = UsageTally(job)
     (output,) = await service.complete(job, tally)
@@ -77,7 +78,7 @@ async def _complete(service: GenerationService, job: GenerationJob) -> ChatCompl
     }
 
 
-async def _stream_events(service: GenerationService, job: GenerationJob, *, wants_usage: bool) -> AsyncGenerator[bytes]:
+async def stream_chat(service: GenerationService, job: GenerationJob, *, wants_usage: bool) -> AsyncGenerator[bytes]:
     """Write the answers piece by piece: each opens with the role and closes with its reason to end."""
     created = int(time.time())
     tally = UsageTally(job)

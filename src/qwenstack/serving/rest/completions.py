@@ -58,10 +58,14 @@ def completion_routes(backend: Backend) -> APIRouter:
 async def _read_request(service: GenerationService, body: CompletionRequest, request: Request) -> GenerationJob:
     options = body.request_options(tenant=tenant_of(request), adapter=service.adapter_of(body.model))
     params = service.choose_params(body.sampling_changes(), max_tokens=DEFAULT_MAX_TOKENS)
-    prompts = [
-        await service.read_text(prompt) if isinstance(prompt, str) else service.read_tokens(prompt)
-        for prompt in body.prompts()
-    ]
+    if body.suffix is not None:
+        prompt, params = await service.read_gap(body.to_gap(), params)
+        prompts = [prompt]
+    else:
+        prompts = [
+            await service.read_text(prompt) if isinstance(prompt, str) else service.read_tokens(prompt)
+            for prompt in body.prompts()
+        ]
     request_id = f"cmpl-{request_id_of(request)}"
     return GenerationJob(request_id=request_id, prompts=prompts, params=params, options=options)
 
@@ -183,4 +187,4 @@ async def _stream_events(
 def _prompt_text(service: GenerationService, prompt: Prompt) -> str:
     if prompt.text is not None:
         return prompt.text
-    return b"".join(service.token_bytes(token_id) for token_id in prompt.token_ids).decode(errors="replace")
+    return service.text_of(prompt.token_ids)

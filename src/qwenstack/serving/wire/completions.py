@@ -8,6 +8,8 @@ from typing import Annotated, Literal, NotRequired, cast
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from qwenstack.core.errors import RequestError
+from qwenstack.core.infill import Gap
 from qwenstack.core.sampling_params import MAX_LOGPROBS
 from qwenstack.serving.service import MAX_ANSWERS
 from qwenstack.serving.wire.logprobs import CompletionLogprobs
@@ -38,8 +40,8 @@ class CompletionRequest(SamplingFields):
     """Report each token's log-probability and so many of the likeliest."""
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     """Only 1; use `n` for several answers."""
-    suffix: None = None
-    """Not supported."""
+    suffix: str | None = None
+    """What comes after the completion: the model, if it is one for code, fills the gap between one text and this."""
 
     def prompts(self) -> Sequence[str | Sequence[int]]:
         """Return the prompts one by one."""
@@ -48,6 +50,17 @@ class CompletionRequest(SamplingFields):
         if isinstance(self.prompt[0], int):
             return [cast("list[int]", self.prompt)]
         return cast("list[str] | list[list[int]]", self.prompt)
+
+    def to_gap(self) -> Gap:
+        """Return the gap between the prompt and the suffix.
+
+        Raises:
+            RequestError: the prompt is not one text, or is to be returned too.
+        """
+        if not isinstance(self.prompt, str) or self.echo:
+            text = "`suffix` needs one text as `prompt`, and no `echo`."
+            raise RequestError(text, param="suffix", code="invalid_value")
+        return Gap(prefix=self.prompt, suffix=self.suffix or "")
 
     def sampling_changes(self) -> dict[str, object]:
         """Add the completions' own fields to the shared ones.

@@ -1,0 +1,69 @@
+"""`POST /tokenize`, `POST /detokenize`, `POST /apply-template`."""
+
+from __future__ import annotations
+
+from fastapi import Response
+from fastapi.routing import APIRouter
+
+from qwenstack.serving.rest.endpoint import Backend, error_responses, json_response, key_router
+from qwenstack.serving.wire.tokens import (
+    ApplyTemplateRequest,
+    ApplyTemplateResponse,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    write_piece,
+)
+
+_RESPONSES = error_responses(400, 404, 413, 415, 500)
+
+
+def token_routes(backend: Backend) -> APIRouter:
+    """Make the endpoints."""
+    router = key_router()
+    service = backend.service
+
+    @router.post("/tokenize", summary="Turn a text into tokens", response_model=TokenizeResponse, responses=_RESPONSES)
+    async def tokenize(body: TokenizeRequest) -> Response:
+        """Turn a text, or a conversation as the model reads it, into tokens."""
+        service.adapter_of(body.model)
+        source = body.source()
+        if isinstance(source, str):
+            token_ids = await service.tokenize(source)
+        else:
+            prompt = await service.read_chat(source, tools=body.to_tools(), enable_thinking=body.wants_thinking)
+            token_ids = list(prompt.token_ids)
+        pieces = [write_piece(token_id, service.token_bytes(token_id)) for token_id in token_ids]
+        answer: TokenizeResponse = {
+            "tokens": pieces if body.with_pieces else token_ids,
+            "count": len(token_ids),
+            "max_model_len": service.card.max_model_len,
+        }
+        return json_response(answer)
+
+    @router.post(
+        "/detokenize", summary="Turn tokens into a text", response_model=DetokenizeResponse, responses=_RESPONSES
+    )
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        """Turn tokens into the text that they stand for, control tokens included."""
+        service.adapter_of(body.model)
+        text = service.detokenize(body.tokens)
+        answer: DetokenizeResponse = {"content": text, "prompt": text}
+        return json_response(answer)
+
+    @router.post(
+        "/apply-template",
+        summary="Write a conversation as the model reads it",
+        response_model=ApplyTemplateResponse,
+        responses=_RESPONSES,
+    )
+    async def apply_template(body: ApplyTemplateRequest) -> Response:
+        """Write a conversation as the model reads it."""
+        service.adapter_of(body.model)
+        messages = body.to_messages()
+        prompt = await service.read_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking)
+        answer: ApplyTemplateResponse = {"prompt": service.text_of(prompt.token_ids)}
+        return json_response(answer)
+
+    return router
