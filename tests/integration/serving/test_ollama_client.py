@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import ollama
 import pytest
 from toy_llm import FULL, ToyLLM
+
+import qwenstack
 
 USER: Any = [{"role": "user", "content": "用中文说你好"}]
 ECHO = "echo: [user] 用中文说你好"
@@ -37,6 +40,10 @@ def test_models_are_listed(client: ollama.Client) -> None:
     assert model.model == "toy/echo"
     assert model.details is not None
     assert model.details.quantization_level == "F32"
+
+
+def test_the_version_is_told(url: str) -> None:
+    assert httpx.get(f"{url}/api/version").json() == {"version": qwenstack.__version__}
 
 
 @pytest.mark.parametrize("name", ["default", "toy/echo", "toy/echo:latest"])

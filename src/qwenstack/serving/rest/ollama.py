@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from importlib import metadata
 from typing import ClassVar, TypeAlias
 
 import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
-from qwenstack import __version__
 from qwenstack.core.outputs import CompletionOutput, OutputDelta
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.serving.access import KeyRoute
@@ -105,7 +105,7 @@ def ollama_routes(backend: Backend) -> APIRouter:
     @router.get("/api/version", summary="Tell the version (Ollama)", response_model=VersionResponse)
     async def tell_version() -> Response:
         """Tell the version of this server."""
-        version: VersionResponse = {"version": __version__}
+        version: VersionResponse = {"version": metadata.version("qwenstack")}
         return json_response(version)
 
     return router
