@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ import httpx
 import pytest
 from toy_llm import ToyLLM
 
-from qwenstack.serving.wire.infill import within_indent
+from qwenstack.serving.wire.infill import IndentGuard
 
 pytestmark = pytest.mark.anyio
 
@@ -155,17 +156,27 @@ async def test_what_does_not_fit_is_cut_and_told(client: httpx.AsyncClient, llm:
 
 
 @pytest.mark.parametrize(
-    ("text", "is_whole", "expected"),
+    ("text", "expected", "is_over"),
     [
-        ("a", False, ("a", False)),
-        ("a\n", False, ("a", False)),
-        ("a\n", True, ("a\n", False)),
-        ("a\n  ", False, ("a", False)),
-        ("a\n  b", False, ("a\n  b", False)),
-        ("a\n b", False, ("a", True)),
-        ("a\n\n  b", False, ("a\n\n  b", False)),
-        ("a\n\nb", False, ("a\n", True)),
+        ("a", "a", False),
+        ("a\n", "a\n", False),
+        ("a\n  ", "a\n  ", False),
+        ("a\n  b", "a\n  b", False),
+        ("a\n b", "a", True),
+        ("a\n\n  b\n   c", "a\n\n  b\n   c", False),
+        ("a\n\nb", "a\n", True),
+        ("a\n\tb", "a", True),
+        ("  \n  b\nc\n  d", "  \n  b", True),
+        ("", "", False),
     ],
 )
-def test_lines_within_an_indent(text: str, is_whole: bool, expected: tuple[str, bool]) -> None:
-    assert within_indent(text, 2, is_whole=is_whole) == expected
+def test_a_guarded_block_is_the_same_however_it_comes(text: str, expected: str, is_over: bool) -> None:
+    for cuts in itertools.product([False, True], repeat=max(len(text) - 1, 0)):
+        guard, out, over = IndentGuard(2), "", False
+        start = 0
+        for end in [*(at for at, cut in enumerate(cuts, start=1) if cut), len(text)]:
+            new, over = guard.push(text[start:end])
+            out, start = out + new, end
+            if over:
+                break
+        assert (out if over else out + guard.finish(), over) == (expected, is_over)

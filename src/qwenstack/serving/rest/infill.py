@@ -26,10 +26,10 @@ from qwenstack.serving.service import DEFAULT_MODEL_NAME, GenerationJob, Generat
 from qwenstack.serving.wire.chat import ChatCompletion
 from qwenstack.serving.wire.infill import (
     FimRequest,
+    IndentGuard,
     InfillAnswer,
     InfillRequest,
     select_fields,
-    within_indent,
     write_stop_type,
     write_timings,
 )
@@ -96,18 +96,17 @@ class _Filling:
     whole: CompletionOutput = field(default_factory=lambda: CompletionOutput(index=0))
     started_at: float = field(default_factory=time.monotonic)
     first_at: float | None = None
-    shown: str = ""
-    """What of the answer is certain."""
+    guard: IndentGuard = field(init=False)
 
     def __post_init__(self) -> None:
         """Count from the start."""
         self.tally = UsageTally(self.job)
+        self.guard = IndentGuard(self.body.n_indent or 0)
 
     async def complete(self) -> object:
         """Return the whole answer."""
-        async for _ in self._pieces():
-            pass
-        return self._selected(self._last(self.shown))
+        pieces = [piece async for piece in self._pieces()]
+        return self._selected(self._last("".join(pieces)))
 
     async def events(self) -> AsyncGenerator[bytes]:
         """Yield the answer piece by piece."""
@@ -119,24 +118,25 @@ class _Filling:
 
     async def _pieces(self) -> AsyncGenerator[str]:
         """Yield what is certain of the answer as it comes, until it, its block or its time ends."""
-        least = self.body.n_indent or 0
+        has_line = False
         async with aclosing(self.service.generate(self.job)) as pieces:
             async for piece in pieces:
                 self.first_at = self.first_at or time.monotonic()
                 self.tally.note(piece)
                 self.whole.add(piece.delta)
-                is_whole = self.whole.finish_reason is not None
-                text, is_over = within_indent(self.whole.text, least, is_whole=is_whole)
-                new, self.shown = text[len(self.shown) :], text
-                if new and self.body.n_predict != 0:
-                    yield new
-                if is_over or self._is_late():
+                has_line = has_line or "\n" in piece.delta.text
+                text, is_over = self.guard.push(piece.delta.text)
+                if piece.delta.finish_reason is not None and not is_over:
+                    text += self.guard.finish()
+                if text and self.body.n_predict != 0:
+                    yield text
+                if is_over or (has_line and self._is_late()):
                     break
 
     def _is_late(self) -> bool:
-        """Whether the time for the answer is over; it always has one line."""
+        """Whether the time for the answer is over."""
         limit_ms, now = self.body.t_max_predict_ms or 0, time.monotonic()
-        return limit_ms > 0 and "\n" in self.whole.text and (now - (self.first_at or now)) * 1e3 > limit_ms
+        return limit_ms > 0 and (now - (self.first_at or now)) * 1e3 > limit_ms
 
     def _last(self, content: str) -> InfillAnswer:
         stop_type, word = write_stop_type(self.whole.finish_reason, self.whole.stop_reason, self.job.params.stop)
@@ -153,7 +153,7 @@ class _Filling:
             "tokens_predicted": num_predicted,
             "tokens_evaluated": self.tally.prompt_tokens,
             "tokens_cached": self.tally.cached_tokens,
-            "has_new_line": "\n" in self.shown,
+            "has_new_line": "\n" in self.whole.text,
             "truncated": self.job.prompts[0].is_cut,
             "stop_type": "limit" if only_reads else stop_type,
             "stopping_word": word,

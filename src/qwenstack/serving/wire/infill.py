@@ -170,19 +170,34 @@ def write_timings(num_prompt: int, prompt_s: float, num_predicted: int, predicte
     }
 
 
-def within_indent(text: str, least: int, *, is_whole: bool) -> tuple[str, bool]:
-    """Return the text before the first line, not counting the very first, that is indented by less, and whether one is.
+class IndentGuard:
+    """Lets a text out as it comes, up to the first line, not counting the very first, that is indented by less."""
 
-    A last line of spaces alone is held back, unless the text is whole: what it will be is not known yet.
-    """
-    lines = text.split("\n")
-    for number, line in enumerate(lines[1:], start=1):
-        indent = len(line) - len(line.lstrip())
-        if indent < least and line.strip():
-            return "\n".join(lines[:number]), True
-        if number == len(lines) - 1 and not line.strip() and not is_whole:
-            return "\n".join(lines[:number]), False
-    return text, False
+    def __init__(self, least: int) -> None:
+        """Guard an indent of so many characters."""
+        self._least = least
+        self._held = ""
+        """Line ends and spaces after which nothing has come yet."""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Return what may come out, and whether the guarded block is over."""
+        text, self._held = self._held + text, ""
+        passed = 0
+        while (start := text.find("\n", passed)) >= 0:
+            end = _after_space(text, start)
+            if end == len(text):
+                self._held = text[start:]
+                return text[:start], False
+            line = text.rfind("\n", start, end)
+            if end - line - 1 < self._least:
+                return text[:line], True
+            passed = end
+        return text, False
+
+    def finish(self) -> str:
+        """Return what was held back to the end."""
+        held, self._held = self._held, ""
+        return held
 
 
 def write_stop_type(
@@ -204,3 +219,9 @@ def select_fields(answer: InfillAnswer, fields: Sequence[str]) -> dict[str, obje
         if value is not None:
             selected[path] = value
     return selected
+
+
+def _after_space(text: str, start: int) -> int:
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
