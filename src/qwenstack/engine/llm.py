@@ -116,6 +116,9 @@ class LLM:
             known = ", ".join(EngineOptions.__annotations__)
             raise ConfigError(f"LLM has no option {unknown[0]!r}; it takes {known}.")
         if speculative_config is not None:
+            twice = [name for name in ("speculation", "draft_model_path", "num_speculative_tokens") if name in options]
+            if twice:
+                raise ConfigError(f"`speculative_config` and `{twice[0]}` say the same; give one of them.")
             options |= _speculation_options(speculative_config)
         found = locate(str(model))
         config = EngineConfig(

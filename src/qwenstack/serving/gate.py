@@ -313,7 +313,7 @@ async def _send_error(send: Send, answer: ErrorAnswer, write_error: WriteError) 
 async def _send_preflight(send: Send) -> None:
     headers = [
         (b"access-control-allow-methods", b"GET, POST"),
-        (b"access-control-allow-headers", b"authorization, content-type, x-api-key, anthropic-version"),
+        (b"access-control-allow-headers", b"authorization, *"),
         (b"access-control-max-age", b"600"),
     ]
     await send({"type": "http.response.start", "status": 204, "headers": headers})

@@ -117,6 +117,10 @@ class GenerationService:
         """LoRA adapters, each of which is a model of its own to clients."""
         return self._llm.adapter_names
 
+    def is_served(self, model: str) -> bool:
+        """Whether requests may name this."""
+        return model in {self.card.id, DEFAULT_MODEL_NAME, *self.adapter_names}
+
     def adapter_of(self, model: str) -> str | None:
         """Return the adapter that a model's name stands for; None for the model as it is.
 
@@ -165,9 +169,23 @@ class GenerationService:
         Raises:
             RequestError: the template refuses it, or it is too long.
         """
-        token_ids = await self._llm.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+        token_ids = await self.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
         self._check_length(token_ids, "messages")
         return Prompt(token_ids=token_ids)
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        """Turn a conversation into tokens, whether or not they fit.
+
+        Raises:
+            RequestError: the template refuses it.
+        """
+        return await self._llm.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
 
     async def read_text(self, text: str) -> Prompt:
         """Turn plain text into a prompt that fits.
@@ -179,14 +197,24 @@ class GenerationService:
         self._check_length(token_ids, "prompt")
         return Prompt(token_ids=token_ids, text=text)
 
-    async def read_gap(self, gap: Gap, params: SamplingParams) -> tuple[Prompt, SamplingParams]:
+    async def read_gap(
+        self, gap: Gap, params: SamplingParams, *, may_cut: bool = False
+    ) -> tuple[Prompt, SamplingParams]:
         """Turn a gap in a file into a prompt that fits beside the answer, and add what ends the answer.
 
+        Args:
+            gap: what is around it.
+            params: how it is to be filled.
+            may_cut: whether what is far from the gap may be left out.
+
         Raises:
-            RequestError: the model cannot fill gaps, a text is no text, or there is no place.
+            RequestError: the model cannot fill gaps, a text is no text, or it does not fit.
         """
         room = self.card.max_model_len - (params.max_tokens or self.card.max_model_len // 4)
         written = await self._llm.encode_infill(gap, max_tokens=room)
+        if written.is_cut and not may_cut:
+            text = f"`prompt` and `suffix` have more than the {room} tokens that the context leaves. Shorten them."
+            raise RequestError(text, param="prompt", code="context_length_exceeded")
         stops = [*params.stop_token_ids, *written.stop_token_ids]
         return Prompt(token_ids=written.token_ids, is_cut=written.is_cut), replace(params, stop_token_ids=stops)
 
@@ -198,14 +226,17 @@ class GenerationService:
         """
         return await self._llm.encode(text)
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens.
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of at most as many tokens as the context has.
 
         Raises:
-            RequestError: the model does not have one of them.
+            RequestError: there are more, or one that the model does not have.
         """
+        if len(token_ids) > self.card.max_model_len:
+            text = f"`tokens` has {len(token_ids)} tokens; at most {self.card.max_model_len} are taken."
+            raise RequestError(text, param="tokens", code="invalid_value")
         self._check_token_ids(token_ids, "tokens")
-        return self.text_of(token_ids)
+        return await asyncio.to_thread(self.text_of, token_ids)
 
     def read_tokens(self, token_ids: Sequence[int]) -> Prompt:
         """Take token ids as a prompt.

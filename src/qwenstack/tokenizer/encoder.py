@@ -101,7 +101,9 @@ class Encoder:
             ModelFormatError: the pre-tokenizer that the model's file brought fails on the text.
         """
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            # The library keeps Python's lock while it encodes one text, and lets it go for a batch.
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+            return encoding.ids
         except Exception as error:  # the library raises bare `Exception`, as for a pattern that backtracks for ever
             raise ModelFormatError(
                 f"The model's tokenizer fails on a text of {len(text)} characters: {error}."

@@ -67,6 +67,12 @@ def test_guesses_change_no_result_and_hold_as_many_tokens_as_they_may(tmp_path: 
     assert results[2][1] <= results[2][2]
 
 
+def test_guessers_named_twice_are_refused(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", QWEN3_Q8)
+    with pytest.raises(ConfigError, match="give one"):
+        LLM(path, num_threads=1, speculation="off", speculative_config={"method": "ngram"})
+
+
 @pytest.mark.parametrize(
     "config",
     [

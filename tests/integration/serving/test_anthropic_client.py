@@ -12,6 +12,9 @@ import httpx
 import pytest
 from toy_llm import FULL, ToyLLM
 
+from qwenstack.core.outputs import OutputDelta, ToolCallDelta
+from qwenstack.serving.wire.anthropic import BlockWriter
+
 USER: Any = [{"role": "user", "content": "用中文说你好"}]
 ECHO = "echo: [user] 用中文说你好"
 WEATHER: Any = {
@@ -96,6 +99,43 @@ def test_tools_are_called_and_answered(client: anthropic.Anthropic, llm: ToyLLM,
     assert seen[-4:] == ["[assistant] Let me look.", "[tool] 18 °C", "[tool] Error: no", "[user] And?"]
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_text_after_a_call_does_not_hide_it(client: anthropic.Anthropic, llm: ToyLLM, streams: bool) -> None:
+    llm.says = f"{CALLS}\nDone."
+    asked: Any = {"model": "default", "max_tokens": 400, "messages": USER, "tools": [WEATHER]}
+    if streams:
+        with client.messages.stream(**asked) as stream:
+            answer: Any = stream.get_final_message()
+    else:
+        answer = client.messages.create(**asked)
+    assert answer.stop_reason == "tool_use"
+
+
+def test_the_end_of_a_call_comes_before_what_follows_it() -> None:
+    writer = BlockWriter()
+    start = ToolCallDelta(index=0, name="f", arguments='{"a": 1')
+    events: Any = writer.write(OutputDelta(request_id="r", text="Look.", tool_calls=[start]))
+    more = [ToolCallDelta(index=0, arguments="}"), ToolCallDelta(index=1, name="g", arguments="{}")]
+    events += writer.write(OutputDelta(request_id="r", text="And", tool_calls=more))
+    events += writer.close()
+    opened = [event["content_block"]["type"] for event in events if event["type"] == "content_block_start"]
+    assert opened == ["text", "tool_use", "text", "tool_use"]
+    grown: dict[int, str] = {}
+    for event in events:
+        if event["type"] == "content_block_delta":
+            delta = event["delta"]
+            grown[event["index"]] = grown.get(event["index"], "") + (delta.get("text") or delta.get("partial_json"))
+    assert grown == {0: "Look.", 1: '{"a": 1}', 2: "And", 3: "{}"}
+    assert writer.calls_tools
+
+
+def test_what_cannot_be_done_is_refused(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="tool_choice"):
+        client.messages.create(model="default", max_tokens=9, messages=USER, tool_choice={"type": "any"})
+    with pytest.raises(anthropic.BadRequestError, match="assistant"):
+        client.messages.create(model="default", max_tokens=9, messages=[*USER, {"role": "assistant", "content": "{"}])
+
+
 def test_a_call_that_is_cut_is_left_out(client: anthropic.Anthropic, llm: ToyLLM) -> None:
     llm.says = CALLS[:-40]
     answer = client.messages.create(model="default", max_tokens=200, messages=USER, tools=[WEATHER])
@@ -173,6 +213,8 @@ def test_tokens_are_counted(client: anthropic.Anthropic, llm: ToyLLM) -> None:
     counted = client.messages.count_tokens(model="default", messages=USER, system="Be brief.").input_tokens
     client.messages.create(model="default", max_tokens=3, messages=USER, system="Be brief.")
     assert counted == len(llm.prompts[-1])
+    long: Any = [{"role": "user", "content": "x" * 5000}]
+    assert client.messages.count_tokens(model="default", messages=long).input_tokens > 5000, "too long is counted too"
 
 
 def test_errors_are_the_clients_own_types(client: anthropic.Anthropic, llm: ToyLLM) -> None:

@@ -121,7 +121,8 @@ def test_options_and_formats_go_through(client: ollama.Client, llm: ToyLLM) -> N
     params = llm.seen[-1]
     assert (params.temperature, params.top_k, params.max_tokens, params.repetition_penalty) == (0.5, 7, 3, 1.2)
     assert (params.seed, list(params.stop), answer.done_reason) == (1, ["x"], "length")
-    client.chat("default", USER, options={"num_predict": -1})
+    client.chat("default", USER, options={"num_predict": -1, "seed": -1})
+    assert llm.seen[-1].seed is None
     assert llm.seen[-1].max_tokens is None
     for wanted, kind in (("json", "json_object"), ({"type": "object"}, "json_schema")):
         shape: Any = wanted
@@ -138,8 +139,9 @@ def test_errors_have_ollamas_body(client: ollama.Client, llm: ToyLLM) -> None:
     with pytest.raises(ollama.ResponseError, match=r"temperature") as wrong:
         client.chat("default", USER, options={"temperature": 9})
     assert wrong.value.status_code == 400
-    with pytest.raises(ollama.ResponseError, match=r"options.num_predict"):
-        client.chat("default", USER, options={"num_predict": 10_000})
+    for num_predict in (0, 10_000):
+        with pytest.raises(ollama.ResponseError, match=r"options.num_predict"):
+            client.chat("default", USER, options={"num_predict": num_predict})
     llm.error = FULL
     with pytest.raises(ollama.ResponseError) as full:
         client.chat("default", USER)
@@ -147,6 +149,13 @@ def test_errors_have_ollamas_body(client: ollama.Client, llm: ToyLLM) -> None:
     llm.error, llm.fail_after = None, 3
     with pytest.raises(ollama.ResponseError, match="model failed"):
         list(client.chat("default", USER, stream=True))
+
+
+def test_a_name_may_end_like_a_tag(serve: Callable[..., contextlib.AbstractContextManager[str]]) -> None:
+    with serve(served_model_name="qwen:latest") as url, ollama.Client(host=url) as client:
+        (model,) = client.list().models
+        assert model.model is not None
+        assert client.chat(model.model, USER).message.content == ECHO
 
 
 def test_a_key_is_needed_where_there_is_one(serve: Callable[..., contextlib.AbstractContextManager[str]]) -> None:

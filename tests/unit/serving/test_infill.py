@@ -143,6 +143,12 @@ async def test_completions_with_a_suffix_fill_a_gap(client: httpx.AsyncClient, l
         assert (response.status_code, response.json()["error"]["param"]) == (400, "suffix")
 
 
+@pytest.mark.parametrize("path", ["/v1/fim/completions", "/v1/completions"])
+async def test_what_does_not_fit_is_refused_where_it_could_not_be_told(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.post(path, json={"prompt": "x" * 400, "suffix": "y", "max_tokens": 200})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
 async def test_a_model_that_fills_no_gaps_says_so(client: httpx.AsyncClient, llm: ToyLLM) -> None:
     llm.fills_gaps = False
     response = await client.post("/infill", json={"prompt": "x"})

@@ -24,6 +24,7 @@ async def test_a_text_becomes_tokens_and_they_a_text(client: httpx.AsyncClient, 
     assert answer == {"tokens": list(text.encode()), "count": 5, "max_model_len": 512}
     assert (await post(client, "/detokenize", {"tokens": answer["tokens"]}))["content"] == text
     assert (await post(client, "/tokenize", {name: "a" * 2000}))["count"] == 2000
+    assert (await post(client, "/tokenize", {"messages": [{"role": "user", "content": "a" * 2000}]}))["count"] > 2000
 
 
 async def test_pieces_that_are_no_text_are_bytes(client: httpx.AsyncClient) -> None:
@@ -45,6 +46,7 @@ async def test_a_conversation_becomes_what_the_model_reads(client: httpx.AsyncCl
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "a", "content": "a"}, "prompt"),
         ("/detokenize", {"tokens": [999]}, "tokens"),
+        ("/detokenize", {"tokens": [97] * 513}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
         ("/apply-template", {"messages": []}, "messages"),
     ],

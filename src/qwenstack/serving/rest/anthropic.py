@@ -22,7 +22,7 @@ from qwenstack.serving.rest.endpoint import (
     request_id_of,
     tenant_of,
 )
-from qwenstack.serving.service import GenerationJob, GenerationService, Prompt, UsageTally
+from qwenstack.serving.service import GenerationJob, GenerationService, UsageTally
 from qwenstack.serving.wire.anthropic import (
     AnthropicErrorBody,
     BlockWriter,
@@ -30,7 +30,6 @@ from qwenstack.serving.wire.anthropic import (
     CountTokensResponse,
     MessageAnswer,
     MessageRequest,
-    PromptFields,
     write_anthropic_error,
     write_content,
     write_stop,
@@ -71,8 +70,10 @@ def anthropic_routes(backend: Backend) -> APIRouter:
     async def count_tokens(body: CountTokensRequest) -> Response:
         """Count what a conversation takes of the context, the template's own words included."""
         backend.service.adapter_of(body.model)
-        prompt = await _read_prompt(backend.service, body)
-        counted: CountTokensResponse = {"input_tokens": len(prompt.token_ids)}
+        token_ids = await backend.service.encode_chat(
+            body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking
+        )
+        counted: CountTokensResponse = {"input_tokens": len(token_ids)}
         return json_response(counted)
 
     return router
@@ -89,14 +90,10 @@ def _encode_error(answer: ErrorAnswer) -> bytes:
 ANTHROPIC_STREAM = StreamForm(media_type="text/event-stream", ping=_encode({"type": "ping"}), write_error=_encode_error)
 
 
-async def _read_prompt(service: GenerationService, body: PromptFields) -> Prompt:
-    return await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking)
-
-
 async def _read_request(service: GenerationService, body: MessageRequest, request: Request) -> GenerationJob:
     options = RequestOptions(tenant=tenant_of(request), adapter=service.adapter_of(body.model))
     params = service.choose_params(body.sampling_changes())
-    prompt = await _read_prompt(service, body)
+    prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking)
     return GenerationJob(request_id=f"msg_{request_id_of(request)}", prompts=[prompt], params=params, options=options)
 
 
@@ -107,7 +104,10 @@ async def _complete(service: GenerationService, job: GenerationJob) -> MessageAn
     message = _empty_answer(service, job, tally)
     message["content"] = write_content(answer)
     message["stop_reason"], message["stop_sequence"] = write_stop(
-        answer.finish_reason, answer.stop_reason, job.params.stop, has_calls=bool(answer.tool_calls)
+        answer.finish_reason,
+        answer.stop_reason,
+        job.params.stop,
+        has_calls=any(block["type"] == "tool_use" for block in message["content"]),
     )
     return message
 
@@ -129,7 +129,7 @@ async def _stream_events(service: GenerationService, job: GenerationJob) -> Asyn
                 for event in writer.close():
                     yield _encode(event)
                 reason, stop = write_stop(
-                    delta.finish_reason, delta.stop_reason, job.params.stop, has_calls=writer.has_calls
+                    delta.finish_reason, delta.stop_reason, job.params.stop, has_calls=writer.calls_tools
                 )
                 end = {"stop_reason": reason, "stop_sequence": stop}
                 yield _encode({"type": "message_delta", "delta": end, "usage": write_usage(tally)})

@@ -50,7 +50,7 @@ def infill_routes(backend: Backend) -> APIRouter:
     async def infill(body: InfillRequest, request: Request) -> Response:
         """Write what belongs between what stands before the cursor and what stands after it."""
         params = service.choose_params(body.sampling_changes(), max_tokens_field="n_predict")
-        prompt, params = await service.read_gap(body.to_gap(), params)
+        prompt, params = await service.read_gap(body.to_gap(), params, may_cut=True)
         options = RequestOptions(
             tenant=tenant_of(request),
             adapter=service.adapter_of(body.model or DEFAULT_MODEL_NAME),

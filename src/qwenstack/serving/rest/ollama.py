@@ -27,6 +27,7 @@ from qwenstack.serving.rest.endpoint import (
 from qwenstack.serving.service import GenerationJob, GenerationService, Prompt, UsageTally
 from qwenstack.serving.wire.errors import ErrorAnswer, WriteError
 from qwenstack.serving.wire.ollama import (
+    LATEST,
     AnswerTurn,
     Line,
     OllamaChatLine,
@@ -126,13 +127,18 @@ def _make_job(
     service: GenerationService, body: RequestFields, request: Request, prompt: Prompt | None
 ) -> GenerationJob | None:
     """Check a request; None where it only asks for the model to be loaded."""
-    options = RequestOptions(tenant=tenant_of(request), adapter=service.adapter_of(body.model_name))
+    options = RequestOptions(tenant=tenant_of(request), adapter=_adapter_of(service, body))
     params = service.choose_params(body.sampling_changes(), max_tokens_field="options.num_predict")
     if prompt is None:
         return None
     return GenerationJob(
         request_id=f"ollama-{request_id_of(request)}", prompts=[prompt], params=params, options=options
     )
+
+
+def _adapter_of(service: GenerationService, body: RequestFields) -> str | None:
+    """Return the adapter that a name stands for, with or without the tag that clients add."""
+    return service.adapter_of(body.model if service.is_served(body.model) else body.model.removesuffix(LATEST))
 
 
 def _new_line(model: str) -> Line:
@@ -151,7 +157,7 @@ def _write_generate_line(line: Line, turn: AnswerTurn) -> OllamaGenerateLine:
 
 
 def _loaded(service: GenerationService, body: RequestFields, write_line: WriteLine) -> Line:
-    line = _new_line(service.adapter_of(body.model_name) or service.card.id)
+    line = _new_line(_adapter_of(service, body) or service.card.id)
     line["done"], line["done_reason"] = True, "load"
     return write_line(line, {"role": "assistant", "content": ""})
 

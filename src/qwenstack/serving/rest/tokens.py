@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import Response
 from fastapi.routing import APIRouter
 
@@ -13,6 +15,7 @@ from qwenstack.serving.wire.tokens import (
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
+    TokenPiece,
     write_piece,
 )
 
@@ -32,11 +35,13 @@ def token_routes(backend: Backend) -> APIRouter:
         if isinstance(source, str):
             token_ids = await service.tokenize(source)
         else:
-            prompt = await service.read_chat(source, tools=body.to_tools(), enable_thinking=body.wants_thinking)
-            token_ids = list(prompt.token_ids)
-        pieces = [write_piece(token_id, service.token_bytes(token_id)) for token_id in token_ids]
+            token_ids = await service.encode_chat(source, tools=body.to_tools(), enable_thinking=body.wants_thinking)
+
+        def write_pieces() -> list[TokenPiece]:
+            return [write_piece(token_id, service.token_bytes(token_id)) for token_id in token_ids]
+
         answer: TokenizeResponse = {
-            "tokens": pieces if body.with_pieces else token_ids,
+            "tokens": await asyncio.to_thread(write_pieces) if body.with_pieces else token_ids,
             "count": len(token_ids),
             "max_model_len": service.card.max_model_len,
         }
@@ -48,8 +53,7 @@ def token_routes(backend: Backend) -> APIRouter:
     async def detokenize(body: DetokenizeRequest) -> Response:
         """Turn tokens into the text that they stand for, control tokens included."""
         service.adapter_of(body.model)
-        text = service.detokenize(body.tokens)
-        answer: DetokenizeResponse = {"content": text, "prompt": text}
+        answer: DetokenizeResponse = {"content": await service.detokenize(body.tokens)}
         return json_response(answer)
 
     @router.post(
@@ -62,8 +66,8 @@ def token_routes(backend: Backend) -> APIRouter:
         """Write a conversation as the model reads it."""
         service.adapter_of(body.model)
         messages = body.to_messages()
-        prompt = await service.read_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking)
-        answer: ApplyTemplateResponse = {"prompt": service.text_of(prompt.token_ids)}
+        token_ids = await service.encode_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking)
+        answer: ApplyTemplateResponse = {"prompt": await asyncio.to_thread(service.text_of, token_ids)}
         return json_response(answer)
 
     return router

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Annotated, Literal, TypeAlias, cast
 
 import msgspec
@@ -111,13 +112,12 @@ class UserTurn(WireModel):
         if isinstance(self.content, str):
             return [Message(role="user", content=self.content)]
         messages: list[Message] = []
-        for block in self.content:
-            if isinstance(block, ToolResultBlock):
-                messages.append(block.to_message())
-            elif messages and messages[-1].role == "user":
-                messages[-1] = Message(role="user", content=f"{messages[-1].content}\n{block.text}")
+        for is_text, blocks in groupby(self.content, key=lambda block: isinstance(block, TextBlock)):
+            if is_text:
+                texts = [block.text for block in blocks if isinstance(block, TextBlock)]
+                messages.append(Message(role="user", content="\n".join(texts)))
             else:
-                messages.append(Message(role="user", content=block.text))
+                messages += [block.to_message() for block in blocks if isinstance(block, ToolResultBlock)]
         return messages
 
 
@@ -278,7 +278,14 @@ class PromptFields(WireModel):
     """Accepted and ignored."""
 
     def to_messages(self) -> list[Message]:
-        """Translate the conversation."""
+        """Translate the conversation.
+
+        Raises:
+            RequestError: its last turn is the assistant's.
+        """
+        if isinstance(self.messages[-1], AssistantTurn):
+            text = "The last of `messages` is the assistant's; answers that go on with one are not supported here."
+            raise RequestError(text, param="messages", code="unsupported_parameter")
         messages = [message for turn in self.messages for message in turn.to_messages()]
         return [Message(role="system", content=_text_of(self.system)), *messages] if self.system else messages
 
@@ -345,6 +352,9 @@ class MessageRequest(PromptFields):
 
     def _grammar(self, tools: Sequence[Mapping[str, object]] | None) -> Grammar | None:
         text_format, choice = self.output_config and self.output_config.format, self.tool_choice
+        if tools is None and isinstance(choice, AnyChoice | ToolChoice):
+            text = "`tool_choice` demands a call, but there are no `tools`; give at least one."
+            raise RequestError(text, param="tool_choice", code="invalid_value")
         if tools is None:
             return None if text_format is None else schema_grammar("output_config", text_format.schema_)
         if text_format is not None:
@@ -488,24 +498,26 @@ class BlockWriter:
         self._index = -1
         self._open: str | int | None = None
         """`text`, `thinking`, or the number of a call; None where no block is open."""
-
-    @property
-    def has_calls(self) -> bool:
+        self.calls_tools = False
         """Whether a call was written."""
-        return isinstance(self._open, int)
 
     def write(self, delta: OutputDelta) -> list[dict[str, object]]:
-        """Return the events that a step's news make."""
-        events: list[dict[str, object]] = []
+        """Return the events that a step's news make.
+
+        A step may bring the end of a call and what follows it: the open block comes first.
+        """
+        going_on: list[ToolCallDelta] = []
+        new = list(delta.tool_calls)
+        while new and new[0].index == self._open:
+            going_on.append(new.pop(0))
+        events = [event for call in going_on for event in self._write_call(call)]
         if delta.reasoning_text:
             events += self._switch("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             events.append(self._grow({"type": "thinking_delta", "thinking": delta.reasoning_text}))
         if delta.text:
             events += self._switch("text", {"type": "text", "text": ""})
             events.append(self._grow({"type": "text_delta", "text": delta.text}))
-        for call in delta.tool_calls:
-            events += self._write_call(call)
-        return events
+        return events + [event for call in new for event in self._write_call(call)]
 
     def close(self) -> list[dict[str, object]]:
         """Return the event that closes the open block, if there is one."""
@@ -515,6 +527,7 @@ class BlockWriter:
 
     def _write_call(self, call: ToolCallDelta) -> list[dict[str, object]]:
         opening: dict[str, object] = {"type": "tool_use", "id": new_call_id(), "name": call.name or "", "input": {}}
+        self.calls_tools = True
         events = self._switch(call.index, opening)
         if call.arguments:
             events.append(self._grow({"type": "input_json_delta", "partial_json": call.arguments}))

@@ -181,6 +181,8 @@ class IndentGuard:
 
     def push(self, text: str) -> tuple[str, bool]:
         """Return what may come out, and whether the guarded block is over."""
+        if self._least == 0:
+            return text, False
         text, self._held = self._held + text, ""
         passed = 0
         while (start := text.find("\n", passed)) >= 0:

@@ -39,7 +39,8 @@ class Options(WireModel):
     repeat_penalty: float | None = Field(None, ge=0.01, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-MAX_SEED - 1, le=MAX_SEED)
+    seed: int | None = Field(None, ge=-1, le=MAX_SEED)
+    """-1: a new one each time."""
     num_predict: int | None = Field(None, ge=-2, le=MAX_TOKENS)
     """New tokens at most; below 0: as many as the context leaves."""
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)] | None = None
@@ -55,7 +56,14 @@ class Options(WireModel):
     low_vram: bool | None = None
 
     def sampling_changes(self) -> dict[str, object]:
-        """Return what the options give, by `SamplingParams` name."""
+        """Return what the options give, by `SamplingParams` name.
+
+        Raises:
+            RequestError: no token may come.
+        """
+        if self.num_predict == 0:
+            text = "`options.num_predict` is 0; it must be at least 1, or below 0 for as many as the context leaves."
+            raise RequestError(text, param="options.num_predict", code="invalid_value")
         changes: dict[str, object] = {
             "temperature": self.temperature,
             "top_k": self.top_k,
@@ -64,7 +72,7 @@ class Options(WireModel):
             "repetition_penalty": self.repeat_penalty,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
-            "seed": self.seed,
+            "seed": None if self.seed == -1 else self.seed,
             "stop": [self.stop] if isinstance(self.stop, str) else self.stop,
             "max_tokens": None if self.num_predict is None or self.num_predict < 0 else self.num_predict,
         }
@@ -91,11 +99,6 @@ class RequestFields(WireModel):
     def wants_stream(self) -> bool:
         """Whether the answer comes line by line."""
         return self.stream is not False
-
-    @property
-    def model_name(self) -> str:
-        """The name without the tag that clients add."""
-        return self.model.removesuffix(LATEST)
 
     @property
     def wants_thinking(self) -> bool | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, NotRequired, cast
+from typing import Annotated, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -119,8 +119,6 @@ class DetokenizeResponse(TypedDict):
     """The text of tokens."""
 
     content: str
-    prompt: NotRequired[str]
-    """vLLM's name of `content`."""
 
 
 def write_piece(token_id: int, value: bytes) -> TokenPiece:
