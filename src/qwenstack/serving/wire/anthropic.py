@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Annotated, Literal, TypeAlias, cast
+from typing import Annotated, Literal, TypeAlias
 
-import msgspec
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -17,8 +16,8 @@ from qwenstack.core.outputs import CompletionOutput, FinishReason, OutputDelta, 
 from qwenstack.core.sampling_params import MAX_STOP_STRINGS
 from qwenstack.serving.service import DEFAULT_MODEL_NAME, UsageTally
 from qwenstack.serving.wire.errors import ErrorAnswer
-from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel
-from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar
+from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel, given
+from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar, whole_arguments
 
 MAX_MESSAGES = 1024
 MAX_BLOCKS = 1024
@@ -348,7 +347,7 @@ class MessageRequest(PromptFields):
             "thinking_budget": self.thinking.budget_tokens if isinstance(self.thinking, ThinkingOn) else None,
             "grammar": self._grammar(tools),
         }
-        return {name: value for name, value in changes.items() if value is not None}
+        return given(changes)
 
     def _grammar(self, tools: Sequence[Mapping[str, object]] | None) -> Grammar | None:
         text_format, choice = self.output_config and self.output_config.format, self.tool_choice
@@ -462,7 +461,7 @@ def write_content(answer: CompletionOutput) -> list[Content]:
     if answer.text:
         content.append({"type": "text", "text": answer.text})
     for call in answer.tool_calls:
-        arguments = _parsed(call.arguments)
+        arguments = whole_arguments(call)
         if arguments is not None:
             content.append({"type": "tool_use", "id": new_call_id(), "name": call.name, "input": arguments})
     return content
@@ -546,12 +545,3 @@ class BlockWriter:
 
 def _text_of(content: str | Sequence[TextBlock]) -> str:
     return content if isinstance(content, str) else "\n".join(block.text for block in content)
-
-
-def _parsed(arguments: str) -> dict[str, object] | None:
-    """Return a call's arguments; None where the call was cut."""
-    try:
-        parsed: object = msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
-        return None
-    return cast("dict[str, object]", parsed) if isinstance(parsed, dict) else None

@@ -129,6 +129,10 @@ class Tool(WireModel):
     type: Literal["function"]
     function: FunctionDefinition
 
+    def as_function(self) -> Mapping[str, object]:
+        """Return what the chat template reads."""
+        return self.model_dump(exclude_unset=True, exclude={"function": {"strict"}})
+
 
 class FunctionName(WireModel):
     """The name of a function in `tools`."""
@@ -232,10 +236,7 @@ class ChatCompletionRequest(SamplingFields):
         """Return the tools as the template reads them."""
         if not self.tools or self.tool_choice == "none":
             return None
-        unread = {"function": {"strict"}}
-        return [
-            cast("Mapping[str, object]", tool.model_dump(exclude_unset=True, exclude=unread)) for tool in self.tools
-        ]
+        return [tool.as_function() for tool in self.tools]
 
     def wants_thinking(self) -> bool | None:
         """Return what the request says about thinking, None where it leaves it to the model.

@@ -12,7 +12,7 @@ from qwenstack.core.infill import ContextFile, Gap
 from qwenstack.core.outputs import FinishReason
 from qwenstack.core.sampling_params import MAX_SEED, MAX_STOP_STRINGS
 from qwenstack.serving.service import DEFAULT_MODEL_NAME
-from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel
+from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel, given
 
 MAX_CONTEXT_FILES = 256
 MAX_FIELDS = 64
@@ -83,10 +83,10 @@ class InfillRequest(WireModel):
             "top_p": self.top_p,
             "min_p": self.min_p,
             "seed": None if self.seed == -1 else self.seed,
-            "stop": [self.stop] if isinstance(self.stop, str) else self.stop,
+            "stop": self.stop,
             "max_tokens": None if self.n_predict is None or self.n_predict < 0 else max(self.n_predict, 1),
         }
-        return {name: value for name, value in changes.items() if value is not None}
+        return given(changes)
 
 
 class Timings(TypedDict):
@@ -151,9 +151,9 @@ class FimRequest(WireModel):
             "max_tokens": self.max_tokens,
             "min_tokens": self.min_tokens,
             "seed": self.random_seed,
-            "stop": [self.stop] if isinstance(self.stop, str) else self.stop,
+            "stop": self.stop,
         }
-        return {name: value for name, value in changes.items() if value is not None}
+        return given(changes)
 
 
 def write_timings(num_prompt: int, prompt_s: float, num_predicted: int, predicted_s: float) -> Timings:

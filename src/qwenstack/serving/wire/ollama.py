@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, NotRequired, TypeAlias, cast
 
-import msgspec
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -18,8 +17,8 @@ from qwenstack.core.protocols import ModelCard
 from qwenstack.core.sampling_params import MAX_SEED, MAX_STOP_STRINGS
 from qwenstack.serving.service import UsageTally
 from qwenstack.serving.wire.errors import ErrorAnswer
-from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel
-from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar
+from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel, given
+from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar, whole_arguments
 
 MAX_MESSAGES = 1024
 LATEST = ":latest"
@@ -73,10 +72,10 @@ class Options(WireModel):
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
             "seed": None if self.seed == -1 else self.seed,
-            "stop": [self.stop] if isinstance(self.stop, str) else self.stop,
+            "stop": self.stop,
             "max_tokens": None if self.num_predict is None or self.num_predict < 0 else self.num_predict,
         }
-        return {name: value for name, value in changes.items() if value is not None}
+        return given(changes)
 
 
 class RequestFields(WireModel):
@@ -360,12 +359,9 @@ def write_calls(calls: Sequence[GeneratedToolCall]) -> list[ToolCallAnswer]:
     """Write the calls that are complete."""
     written: list[ToolCallAnswer] = []
     for call in calls:
-        try:
-            arguments: object = msgspec.json.decode(call.arguments)
-        except msgspec.DecodeError:
-            continue
-        if isinstance(arguments, dict):
-            function: Call = {"name": call.name, "arguments": cast("dict[str, object]", arguments)}
+        arguments = whole_arguments(call)
+        if arguments is not None:
+            function: Call = {"name": call.name, "arguments": arguments}
             written.append({"id": new_call_id(), "function": function})
     return written
 

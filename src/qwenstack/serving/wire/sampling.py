@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,6 +44,11 @@ class WireModel(BaseModel):
     """Base of what clients send: types as they stand, and no field that is not listed."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def given(changes: Mapping[str, object]) -> dict[str, object]:
+    """Return what a request says; None says nothing."""
+    return {name: value for name, value in changes.items() if value is not None}
 
 
 class StreamOptions(WireModel):
@@ -129,7 +135,7 @@ class SamplingFields(WireModel):
         changes["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
         changes["logit_bias"] = _token_ids_of(self.logit_bias) if self.logit_bias else None
         changes["max_tokens"] = self.max_tokens
-        return {name: value for name, value in changes.items() if value is not None}
+        return given(changes)
 
 
 def _token_ids_of(logit_bias: dict[str, float]) -> dict[int, float]:

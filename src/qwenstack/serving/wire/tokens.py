@@ -32,10 +32,7 @@ class ConversationFields(WireModel):
 
     def to_tools(self) -> list[Mapping[str, object]] | None:
         """Return the tools as the template reads them."""
-        tools = [
-            cast("Mapping[str, object]", tool.model_dump(exclude_unset=True, exclude={"function": {"strict"}}))
-            for tool in self.tools or ()
-        ]
+        tools = [tool.as_function() for tool in self.tools or ()]
         return tools or None
 
     @property

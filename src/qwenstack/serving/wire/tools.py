@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import cast
+
+import msgspec
 
 from qwenstack.core.errors import RequestError
 from qwenstack.core.grammar import MAX_GRAMMAR_CHARS, Grammar
+from qwenstack.core.outputs import GeneratedToolCall
 
 MAX_TOOLS = 128
 
@@ -42,6 +46,15 @@ def _written(param: str, value: object) -> str:
         text = f"`{param}` has {len(source)} characters of JSON; at most {MAX_GRAMMAR_CHARS} are taken. Give fewer."
         raise RequestError(text, param=param, code="invalid_value")
     return source
+
+
+def whole_arguments(call: GeneratedToolCall) -> dict[str, object] | None:
+    """Return a call's arguments by name; None where `max_tokens` cut the call."""
+    try:
+        arguments: object = msgspec.json.decode(call.arguments)
+    except msgspec.DecodeError:
+        return None
+    return cast("dict[str, object]", arguments) if isinstance(arguments, dict) else None
 
 
 def new_call_id() -> str:
