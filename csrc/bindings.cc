@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "context.h"
+#include "decoder_layers.h"
 
 namespace nb = nanobind;
 
@@ -364,39 +365,43 @@ std::unique_ptr<PackedLora> pack_lora(Context& context, const std::vector<LoraFa
 
 using RowsOfLora = std::tuple<int64_t, int64_t, const PackedLora*>;  // first row, end, adapter
 
-void add_lora(Context& context, const Input& x, const std::vector<RowsOfLora>& rows, const Output& out,
-              const OptionalInput& norm_weight, float eps) {
-    if (rows.empty()) {
-        return;
-    }
-    for (const auto& own : rows) {
-        if (std::get<2>(own) == nullptr) {
-            refuse("add_lora", "an adapter is None.");
-        }
-    }
-    const size_t num_tokens = num_rows(x);
-    const PackedLora& any = *std::get<2>(rows.front());
-    LinearJob job{};
-    job.x = checked<float>("add_lora", "x", x, {num_tokens, any.in_features()});
-    job.norm_weight = checked<float>("add_lora", "norm_weight", norm_weight, {any.in_features()});
-    job.eps = eps;
-    job.num_tokens = num_tokens;
-    job.in_features = any.in_features();
-    job.out = checked<float>("add_lora", "out", out, {num_tokens, any.out_features()});
-    job.out_stride = any.out_features();
+std::vector<LoraRows> check_lora(const char* operation, const std::vector<RowsOfLora>& rows, size_t num_tokens,
+                                 size_t in_features, size_t out_features) {
     std::vector<LoraRows> own;
     int64_t first_free = 0;
     for (const auto& [first, end, lora] : rows) {
+        if (lora == nullptr) {
+            refuse(operation, "an adapter is None.");
+        }
         if (first < first_free || end < first || static_cast<size_t>(end) > num_tokens) {
-            refuse("add_lora", "rows ", std::to_string(first), "…", std::to_string(end), " overlap others or exceed ",
+            refuse(operation, "rows ", std::to_string(first), "…", std::to_string(end), " overlap others or exceed ",
                    std::to_string(num_tokens), "; they go in ascending order.");
         }
-        if (lora->in_features() != job.in_features || lora->out_features() != job.out_stride) {
-            refuse("add_lora", "the adapters are for layers of different sizes.");
+        if (lora->in_features() != in_features || lora->out_features() != out_features) {
+            refuse(operation, "an adapter is for a product of another size.");
         }
         first_free = end;
         own.push_back({static_cast<size_t>(first), static_cast<size_t>(end - first), lora});
     }
+    return own;
+}
+
+void add_lora(Context& context, const Input& x, const std::vector<RowsOfLora>& rows, const Output& out,
+              const OptionalInput& norm_weight, float eps) {
+    const char* const operation = "add_lora";
+    if (rows.empty()) {
+        return;
+    }
+    const size_t in_features = x.ndim() < 2 ? 0 : x.shape(1), out_features = out.ndim() < 2 ? 0 : out.shape(1);
+    LinearJob job{};
+    job.num_tokens = num_rows(x);
+    job.x = checked<float>(operation, "x", x, {job.num_tokens, in_features});
+    job.norm_weight = checked<float>(operation, "norm_weight", norm_weight, {in_features});
+    job.eps = eps;
+    job.in_features = in_features;
+    job.out = checked<float>(operation, "out", out, {job.num_tokens, out_features});
+    job.out_stride = out_features;
+    const std::vector<LoraRows> own = check_lora(operation, rows, job.num_tokens, in_features, out_features);
     const nb::gil_scoped_release release;
     context.add_lora(job, own);
 }
@@ -448,24 +453,27 @@ void rope_and_write_kv(Context& context, const Output& qkv, int64_t num_heads, i
     context.rope_and_write_kv(job, heads.type, num_tokens);
 }
 
-void check_sequences(const AttentionJob& job, const Heads& heads, size_t num_sequences, size_t num_tokens) {
-    const size_t most_keys = job.max_blocks * heads.block_size;
+// `Job` names where sequences and their blocks are.
+template <typename Job>
+void check_sequences(const char* operation, const Job& job, size_t num_blocks, size_t block_size, size_t num_sequences,
+                     size_t num_tokens) {
+    const size_t most_keys = job.max_blocks * block_size;
     if (job.query_start[0] != 0 || job.query_start[num_sequences] != static_cast<int64_t>(num_tokens)) {
-        refuse("attend", "`query_start` must rise from 0 to ", std::to_string(num_tokens), ", the rows of `qkv`.");
+        refuse(operation, "`query_start` must rise from 0 to ", std::to_string(num_tokens), ", the rows of `qkv`.");
     }
     for (size_t i = 0; i < num_sequences; ++i) {
         const int64_t num_queries = static_cast<int64_t>(job.query_start[i + 1]) - job.query_start[i];
         if (num_queries < 0) {
-            refuse("attend", "`query_start` must not fall; it does after entry ", std::to_string(i), ".");
+            refuse(operation, "`query_start` must not fall; it does after entry ", std::to_string(i), ".");
         }
         const int64_t length = job.kv_len[i];
         if (length < num_queries || static_cast<size_t>(length) > most_keys) {
-            refuse("attend", "`kv_len` of sequence ", std::to_string(i), " is ", std::to_string(length),
+            refuse(operation, "`kv_len` of sequence ", std::to_string(i), " is ", std::to_string(length),
                    "; it must lie between its ", std::to_string(num_queries), " queries and ",
                    std::to_string(most_keys), ", what its row of `block_table` can hold.");
         }
-        const size_t num_blocks = (static_cast<size_t>(length) + heads.block_size - 1) / heads.block_size;
-        check_range("attend", "block_table", job.block_table + i * job.max_blocks, num_blocks, heads.num_blocks);
+        const size_t num_used = (static_cast<size_t>(length) + block_size - 1) / block_size;
+        check_range(operation, "block_table", job.block_table + i * job.max_blocks, num_used, num_blocks);
     }
 }
 
@@ -489,9 +497,117 @@ void attend(Context& context, const Input& qkv, int64_t num_heads, int64_t num_k
     job.block_table = checked<int32_t>("attend", "block_table", block_table, {num_sequences, job.max_blocks});
     job.scale = scale;
     job.out = checked<float>("attend", "out", out, {num_tokens, heads.num_heads * heads.head_dim});
-    check_sequences(job, heads, num_sequences, num_tokens);
+    check_sequences("attend", job, heads.num_blocks, heads.block_size, num_sequences, num_tokens);
     const nb::gil_scoped_release release;
     context.attend(job, heads.type, num_sequences);
+}
+
+// Norm before attention, qkv, norms of query and key heads, output; norm before the network, gate and up, down.
+using LayerWeights = std::tuple<Input, const PackedLinear*, OptionalInput, OptionalInput, const PackedLinear*, Input,
+                                const PackedLinear*, const PackedLinear*>;
+using LayerCache = std::tuple<Output, Output>;  // keys, values
+
+DecoderLayer check_layer(const char* operation, const LayerWeights& weights, const LayerCache& cache,
+                         const DecoderShape& shape) {
+    const auto& [input_norm, qkv, q_norm, k_norm, output, mlp_norm, gate_up, down] = weights;
+    for (const PackedLinear* const packed : {qkv, output, gate_up, down}) {
+        if (packed == nullptr) {
+            refuse(operation, "a matrix is None.");
+        }
+    }
+    const auto& [k_cache, v_cache] = cache;
+    const auto num_heads = static_cast<int64_t>(shape.num_heads),
+               num_kv_heads = static_cast<int64_t>(shape.num_kv_heads);
+    const Heads heads = check_heads(operation, num_heads, num_kv_heads, k_cache, v_cache);
+    if (heads.head_dim != shape.head_dim || heads.num_blocks != shape.num_blocks ||
+        heads.block_size != shape.block_size || heads.type != shape.cache_type) {
+        refuse(operation, "the layers' caches differ in shape or type.");
+    }
+    const std::vector<Segment>& gate_and_up = gate_up->segments();
+    if (qkv->in_features() != shape.width || qkv->out_features() != shape.qkv_width() ||
+        output->in_features() != shape.q_size() || output->out_features() != shape.width || gate_and_up.size() != 2 ||
+        gate_and_up[0].rows != gate_and_up[1].rows || gate_up->in_features() != shape.width ||
+        down->in_features() != gate_and_up[0].rows || down->out_features() != shape.width) {
+        refuse(operation, "the matrices of a layer do not fit together or to the heads.");
+    }
+    return {checked<float>(operation, "input_norm", input_norm, {shape.width}),
+            qkv,
+            checked<float>(operation, "q_norm", q_norm, {shape.head_dim}),
+            checked<float>(operation, "k_norm", k_norm, {shape.head_dim}),
+            output,
+            checked<float>(operation, "mlp_norm", mlp_norm, {shape.width}),
+            gate_up,
+            down,
+            k_cache.data(),
+            v_cache.data()};
+}
+
+std::unique_ptr<DecoderLayers> record_layers(Context&, const std::vector<LayerWeights>& layers,
+                                             const std::vector<LayerCache>& caches, int64_t num_heads,
+                                             int64_t num_kv_heads, float eps, float scale) {
+    const char* const operation = "record_layers";
+    if (layers.empty() || layers.size() != caches.size()) {
+        refuse(operation, std::to_string(layers.size()), " layers cannot use ", std::to_string(caches.size()),
+               " caches.");
+    }
+    const auto& [k_cache, v_cache] = caches.front();
+    const Heads heads = check_heads(operation, num_heads, num_kv_heads, k_cache, v_cache);
+    const size_t width = num_rows(std::get<0>(layers.front()));
+    const DecoderShape shape{
+        width, heads.num_heads, heads.num_kv_heads, heads.head_dim, heads.num_blocks, heads.block_size, heads.type, eps,
+        scale};
+    std::vector<DecoderLayer> checked_layers;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        checked_layers.push_back(check_layer(operation, layers[i], caches[i], shape));
+    }
+    return std::make_unique<DecoderLayers>(shape, std::move(checked_layers));
+}
+
+// Of one layer: qkv, output, gate and up, down.
+using LoraOfLayer =
+    std::tuple<std::vector<RowsOfLora>, std::vector<RowsOfLora>, std::vector<RowsOfLora>, std::vector<RowsOfLora>>;
+
+std::vector<LayerLora> check_layers_lora(const char* operation, const std::vector<LoraOfLayer>& lora,
+                                         const std::vector<DecoderLayer>& layers, size_t num_tokens) {
+    if (!lora.empty() && lora.size() != layers.size()) {
+        refuse(operation, "`lora` is for ", std::to_string(lora.size()), " layers, not ", std::to_string(layers.size()),
+               ".");
+    }
+    std::vector<LayerLora> own;
+    for (size_t i = 0; i < lora.size(); ++i) {
+        const auto check = [&](const std::vector<RowsOfLora>& rows, const PackedLinear* packed) {
+            return check_lora(operation, rows, num_tokens, packed->in_features(), packed->out_features());
+        };
+        const auto& [qkv, output, gate_up, down] = lora[i];
+        own.push_back({check(qkv, layers[i].qkv), check(output, layers[i].output), check(gate_up, layers[i].gate_up),
+                       check(down, layers[i].down)});
+    }
+    return own;
+}
+
+void run_layers(Context& context, DecoderLayers& layers, const Output& x, const Input& cos, const Input& sin,
+                const Input& slot_mapping, const Input& query_start, const Input& kv_len, const Input& block_table,
+                const std::vector<LoraOfLayer>& lora, bool has_16_bit_activations) {
+    const char* const operation = "run_layers";
+    const DecoderShape& shape = layers.shape();
+    LayersJob job{};
+    job.num_tokens = num_rows(x);
+    job.x = checked<float>(operation, "x", x, {job.num_tokens, shape.width});
+    job.cos = checked<float>(operation, "cos", cos, {job.num_tokens, shape.head_dim / 2});
+    job.sin = checked<float>(operation, "sin", sin, {job.num_tokens, shape.head_dim / 2});
+    job.slot_mapping = checked<int64_t>(operation, "slot_mapping", slot_mapping, {job.num_tokens});
+    check_range(operation, "slot_mapping", job.slot_mapping, job.num_tokens, shape.num_blocks * shape.block_size);
+    job.num_sequences = num_rows(kv_len);
+    job.query_start = checked<int32_t>(operation, "query_start", query_start, {job.num_sequences + 1});
+    job.kv_len = checked<int32_t>(operation, "kv_len", kv_len, {job.num_sequences});
+    job.max_blocks = block_table.ndim() < 2 ? 0 : block_table.shape(1);
+    job.block_table = checked<int32_t>(operation, "block_table", block_table, {job.num_sequences, job.max_blocks});
+    check_sequences(operation, job, shape.num_blocks, shape.block_size, job.num_sequences, job.num_tokens);
+    const std::vector<LayerLora> own_lora = check_layers_lora(operation, lora, layers.layers(), job.num_tokens);
+    job.lora = own_lora.empty() ? nullptr : own_lora.data();
+    job.has_16_bit_activations = has_16_bit_activations;
+    const nb::gil_scoped_release release;
+    layers.run(context, job);
 }
 
 std::vector<std::string> supported_isas() {
@@ -534,6 +650,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("in_features", &PackedLora::in_features)
         .def_prop_ro("out_features", &PackedLora::out_features)
         .def_prop_ro("num_bytes", &PackedLora::num_bytes);
+    nb::class_<DecoderLayers>(module, "DecoderLayers");
     nb::class_<Context>(module, "Context")
         .def("__init__", &create_context, nb::arg("num_threads"), nb::arg("isa"))
         .def("pack", &pack, nb::arg("matrices"), nb::arg("bias").none())
@@ -557,5 +674,11 @@ NB_MODULE(_native, module) {
         .def("attend", &attend, nb::arg("qkv").noconvert(), nb::arg("num_heads"), nb::arg("num_kv_heads"),
              nb::arg("k_cache").noconvert(), nb::arg("v_cache").noconvert(), nb::arg("query_start").noconvert(),
              nb::arg("kv_len").noconvert(), nb::arg("block_table").noconvert(), nb::arg("scale"),
-             nb::arg("out").noconvert());
+             nb::arg("out").noconvert())
+        .def("record_layers", &record_layers, nb::arg("layers"), nb::arg("caches"), nb::arg("num_heads"),
+             nb::arg("num_kv_heads"), nb::arg("eps"), nb::arg("scale"), nb::keep_alive<0, 2>(), nb::keep_alive<0, 3>())
+        .def("run_layers", &run_layers, nb::arg("layers"), nb::arg("x").noconvert(), nb::arg("cos").noconvert(),
+             nb::arg("sin").noconvert(), nb::arg("slot_mapping").noconvert(), nb::arg("query_start").noconvert(),
+             nb::arg("kv_len").noconvert(), nb::arg("block_table").noconvert(), nb::arg("lora"),
+             nb::arg("has_16_bit_activations"));
 }

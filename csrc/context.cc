@@ -306,6 +306,8 @@ void Context::silu_times(const float* gate_up, size_t num_tokens, size_t num_fea
 
 void Context::add_lora(LinearJob job, const std::vector<LoraRows>& rows) {
     const std::lock_guard lock(mutex_);
+    job.bias = nullptr;  // the product that the job was made for has added it
+    job.accumulate = false;
     normalise(job, reinterpret_cast<float*>(normed_.reserve(job.num_tokens * job.in_features * sizeof(float))));
     reserve_thread_scratch(kernels_.linear_scratch_bytes());
     size_t num_lowered = 0;

@@ -8,29 +8,37 @@ from qwenstack.kernels.dequantize import dequantize
 from qwenstack.kernels.load import KernelChoice, isas_to_try, load_kernels, self_test_of, supported_isas
 from qwenstack.kernels.protocol import (
     ActivationBits,
+    DenseLayer,
     Expert,
     Isa,
     Kernels,
+    LayerLora,
     LoraMatrix,
     LoraRows,
     PackedLinear,
     PackedLora,
+    Place,
     RawWeight,
+    RecordedLayers,
 )
 from qwenstack.kernels.reference import ReferenceKernels
 from qwenstack.kernels.self_test import SelfTest
 
 __all__ = [
     "ActivationBits",
+    "DenseLayer",
     "Expert",
     "Isa",
     "KernelChoice",
     "Kernels",
+    "LayerLora",
     "LoraMatrix",
     "LoraRows",
     "PackedLinear",
     "PackedLora",
+    "Place",
     "RawWeight",
+    "RecordedLayers",
     "ReferenceKernels",
     "SelfTest",
     "dequantize",

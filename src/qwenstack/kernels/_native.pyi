@@ -1,6 +1,19 @@
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+
+# Norm before attention, qkv, norms of query and key heads, output; norm before the network, gate and up, down.
+LayerWeights: TypeAlias = tuple[
+    np.ndarray,
+    PackedLinear,
+    np.ndarray | None,
+    np.ndarray | None,
+    PackedLinear,
+    np.ndarray,
+    PackedLinear,
+    PackedLinear,
+]
 
 def supported_isas() -> list[str]: ...
 
@@ -19,6 +32,10 @@ class PackedLora:
     def out_features(self) -> int: ...
     @property
     def num_bytes(self) -> int: ...
+
+LoraRows: TypeAlias = tuple[int, int, PackedLora]
+
+class DecoderLayers: ...
 
 class Context:
     def __init__(self, num_threads: int, isa: str) -> None: ...
@@ -92,4 +109,26 @@ class Context:
         block_table: np.ndarray,
         scale: float,
         out: np.ndarray,
+    ) -> None: ...
+    def record_layers(
+        self,
+        layers: tuple[LayerWeights, ...],
+        caches: tuple[tuple[np.ndarray, np.ndarray], ...],
+        num_heads: int,
+        num_kv_heads: int,
+        eps: float,
+        scale: float,
+    ) -> DecoderLayers: ...
+    def run_layers(
+        self,
+        layers: DecoderLayers,
+        x: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        slot_mapping: np.ndarray,
+        query_start: np.ndarray,
+        kv_len: np.ndarray,
+        block_table: np.ndarray,
+        lora: list[tuple[Sequence[LoraRows], ...]],
+        has_16_bit_activations: bool,
     ) -> None: ...

@@ -15,14 +15,18 @@ from qwenstack.kernels import _native
 from qwenstack.kernels.checks import check_pack, check_pack_lora
 from qwenstack.kernels.protocol import (
     ActivationBits,
+    DenseLayer,
     Expert,
     Isa,
     Kernels,
+    LayerLora,
     LoraMatrix,
     LoraRows,
     PackedLinear,
     PackedLora,
+    Place,
     RawWeight,
+    RecordedLayers,
 )
 
 
@@ -123,8 +127,7 @@ class NativeKernels:
         eps: float = 0.0,
     ) -> None:
         """See `Kernels.add_lora`."""
-        own = tuple((first, end, _own_lora(lora)) for first, end, lora in rows)
-        self._context.add_lora(x_TD, own, out_TO, norm_weight, eps)
+        self._context.add_lora(x_TD, _own_rows(rows), out_TO, norm_weight, eps)
 
     def rms_norm(self, x_TD: np.ndarray, weight_D: np.ndarray, eps: float, out_TD: np.ndarray) -> None:
         """See `Kernels.rms_norm`."""
@@ -179,6 +182,57 @@ class NativeKernels:
             qkv_TW, num_heads, num_kv_heads, k_cache, v_cache, query_start, kv_len, block_table, scale, out_TX
         )
 
+    def record_layers(
+        self,
+        layers: Sequence[DenseLayer],
+        caches: Sequence[tuple[np.ndarray, np.ndarray]],
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        eps: float,
+        scale: float,
+    ) -> RecordedLayers | None:
+        """See `Kernels.record_layers`."""
+        weights = tuple(map(_layer, layers))
+        recorded = self._context.record_layers(weights, tuple(caches), num_heads, num_kv_heads, eps, scale)
+        return NativeLayers(self._context, recorded)
+
+
+class NativeLayers:
+    """`RecordedLayers` in C++."""
+
+    def __init__(self, context: _native.Context, layers: _native.DecoderLayers) -> None:
+        """Join the layers with the threads that run them."""
+        self._context = context
+        self._layers = layers
+
+    def run(
+        self,
+        x_TD: np.ndarray,
+        *,
+        cos_T_half: np.ndarray,
+        sin_T_half: np.ndarray,
+        slot_mapping: np.ndarray,
+        query_start: np.ndarray,
+        kv_len: np.ndarray,
+        block_table: np.ndarray,
+        lora: Sequence[LayerLora],
+        activation_bits: ActivationBits,
+    ) -> None:
+        """See `RecordedLayers.run`."""
+        self._context.run_layers(
+            self._layers,
+            x_TD,
+            cos_T_half,
+            sin_T_half,
+            slot_mapping,
+            query_start,
+            kv_len,
+            block_table,
+            [tuple(_own_rows(layer.get(place, ())) for place in get_args(Place)) for layer in lora],
+            activation_bits == 16,
+        )
+
 
 def supported_isas() -> tuple[Isa, ...]:
     """Return the instruction sets that were built and that this processor has, the fastest first."""
@@ -192,6 +246,10 @@ def _own(packed: PackedLinear, operation: str) -> _native.PackedLinear:
     return packed
 
 
+def _own_rows(rows: Sequence[LoraRows]) -> tuple[_native.LoraRows, ...]:
+    return tuple((first, end, _own_lora(lora)) for first, end, lora in rows)
+
+
 def _own_lora(packed: PackedLora) -> _native.PackedLora:
     if not isinstance(packed, _native.PackedLora):
         raise ValueError(f"add_lora: the factors were packed by other kernels ({type(packed).__name__}).")
@@ -200,3 +258,10 @@ def _own_lora(packed: PackedLora) -> _native.PackedLora:
 
 def _matrix(weight: RawWeight) -> tuple[int, int, int, np.ndarray]:
     return weight.weight_type.gguf_id, weight.shape[0], weight.shape[1], weight.data
+
+
+def _layer(layer: DenseLayer) -> _native.LayerWeights:
+    qkv, output, gate_up, down = (
+        _own(packed, "record_layers") for packed in (layer.qkv, layer.output, layer.gate_up, layer.down)
+    )
+    return layer.input_norm_D, qkv, layer.q_norm_H, layer.k_norm_H, output, layer.mlp_norm_D, gate_up, down

@@ -101,6 +101,9 @@ class ProfiledKernels:
         read = [packed for index in np.unique(chosen_Tk) for packed in experts[int(index)]]
         self._add("add_experts", read, seconds, 0)
 
+    def record_layers(self, *_: object, **__: object) -> None:
+        """See `Kernels.record_layers`: operations that are measured run one by one."""
+
     def take_tallies(self) -> Mapping[str, KernelTally]:
         """Return what was measured since the last call, by operation and place, such as `linear down`."""
         tallies = dict(self._tallies)

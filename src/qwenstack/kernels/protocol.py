@@ -9,7 +9,8 @@ wrong shapes, types, layouts and out-of-range indices raise `ValueError` that na
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -111,8 +112,59 @@ LoraRows: TypeAlias = tuple[int, int, PackedLora]
 """Rows of a batch, from the first to before the second number, and what changes them."""
 
 
+Place: TypeAlias = Literal["qkv", "output", "gate_up", "down"]
+"""The products of a layer; stacked matrices are one product."""
+LayerLora: TypeAlias = Mapping[Place, Sequence[LoraRows]]
+"""The rows of a batch that an adapter changes, in each product of one layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseLayer:
+    """The weights of one decoder layer without experts; norms are float32."""
+
+    input_norm_D: np.ndarray
+    qkv: PackedLinear
+    q_norm_H: np.ndarray | None
+    k_norm_H: np.ndarray | None
+    output: PackedLinear
+    mlp_norm_D: np.ndarray
+    gate_up: PackedLinear
+    """Packed from two matrices of equal size."""
+    down: PackedLinear
+
+
+class RecordedLayers(Protocol):
+    """All layers of a decoder, tied to the caches of their keys and values."""
+
+    def run(
+        self,
+        x_TD: np.ndarray,
+        *,
+        cos_T_half: np.ndarray,
+        sin_T_half: np.ndarray,
+        slot_mapping: np.ndarray,
+        query_start: np.ndarray,
+        kv_len: np.ndarray,
+        block_table: np.ndarray,
+        lora: Sequence[LayerLora],
+        activation_bits: ActivationBits,
+    ) -> None:
+        """Run x through all layers, in its place: to the bit what the operations give one by one.
+
+        `lora` is empty, or has what adapters change in each layer.
+
+        Shapes: as in `rope_and_write_kv` and `attend`.
+        """
+        ...
+
+
 class Kernels(Protocol):
     """The operations of a decoder layer."""
+
+    @property
+    def activation_bits(self) -> ActivationBits:
+        """How finely activations are rounded."""
+        ...
 
     @property
     def name(self) -> str:
@@ -263,5 +315,21 @@ class Kernels(Protocol):
             `block_table[b]` (`[B, C]` int32); `out_TX` `[T, N·H]` float32.
 
         Source: Ainslie et al. 2023, arXiv:2305.13245, §2.2; blocks as in Kwon et al. 2023, arXiv:2309.06180, §4.1.
+        """
+        ...
+
+    def record_layers(
+        self,
+        layers: Sequence[DenseLayer],
+        caches: Sequence[tuple[np.ndarray, np.ndarray]],
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        eps: float,
+        scale: float,
+    ) -> RecordedLayers | None:
+        """Join all layers into one operation, which saves the time between theirs; None: these kernels have no such.
+
+        Shapes: for each layer its keys and values, as in `attend`. What is passed is kept alive, not copied.
         """
         ...

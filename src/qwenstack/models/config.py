@@ -155,6 +155,11 @@ class ModelConfig:
         return replace(self, rope_scaling=scaling)
 
     @property
+    def attention_scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.head_dim**-0.5
+
+    @property
     def q_size(self) -> int:
         """Width of all query heads together."""
         return self.num_attention_heads * self.head_dim

@@ -17,10 +17,19 @@ import numpy as np
 
 from qwenstack.core.errors import ModelFormatError
 from qwenstack.hub.stored_tensor import StoredTensor
-from qwenstack.kernels import ActivationBits, Expert, Kernels, PackedLinear, dequantize
+from qwenstack.kernels import (
+    ActivationBits,
+    DenseLayer,
+    Expert,
+    Kernels,
+    LayerLora,
+    PackedLinear,
+    RecordedLayers,
+    dequantize,
+)
 from qwenstack.models.batch import KVCache, PackedBatch
 from qwenstack.models.config import ExpertsConfig, ModelConfig
-from qwenstack.models.lora import AdapterSpans, LayerLora
+from qwenstack.models.lora import AdapterSpans
 from qwenstack.models.rope import Rotary
 from qwenstack.models.weights import WeightReader
 
@@ -94,6 +103,21 @@ class Layer:
     output: PackedLinear
     mlp: DenseMLP | SparseMLP
 
+    def as_dense(self) -> DenseLayer | None:
+        """Return what `Kernels.record_layers` takes, if the layer has no experts."""
+        if isinstance(self.mlp, SparseMLP):
+            return None
+        return DenseLayer(
+            input_norm_D=self.input_norm_D,
+            qkv=self.qkv,
+            q_norm_H=self.q_norm_H,
+            k_norm_H=self.k_norm_H,
+            output=self.output,
+            mlp_norm_D=self.mlp.norm_D,
+            gate_up=self.mlp.gate_up,
+            down=self.mlp.down,
+        )
+
 
 class Decoder:
     """A loaded model: token ids in, logits out; keys and values live in the cache that the caller passes."""
@@ -112,6 +136,7 @@ class Decoder:
         self._norm_D = reader.vector("model.norm.weight", config.hidden_size)
         head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         self._head = _pack(kernels, [reader.matrix(head, config.vocab_size, config.hidden_size)])
+        self._recording: tuple[KVCache, RecordedLayers | None] | None = None
         reader.release_pages()
 
     def forward(self, batch: PackedBatch, kv_cache: KVCache) -> np.ndarray:
@@ -119,17 +144,43 @@ class Decoder:
 
         Shapes: result `[T, D]` float32, before the final norm.
         """
-        config, kernels = self.config, self._kernels_at(batch.activation_bits)
-        num_tokens = len(batch.token_ids)
         x_TD = self._embed(batch.token_ids)
         cos_TH, sin_TH = self._rotary.at(batch.positions)
-        qkv_TW = np.empty((num_tokens, config.q_size + 2 * config.kv_size), np.float32)
-        attended_TQ = np.empty((num_tokens, config.q_size), np.float32)
-        adapters = AdapterSpans.of(batch.query_start, batch.adapters)
+        lora = AdapterSpans.of(batch.query_start, batch.adapters).in_layers(len(self._layers))
+        recorded = self._recorded_for(kv_cache)
+        if recorded is None:
+            self._run_layers(x_TD, cos_TH, sin_TH, batch, kv_cache, lora)
+        else:
+            recorded.run(
+                x_TD,
+                cos_T_half=cos_TH,
+                sin_T_half=sin_TH,
+                slot_mapping=batch.slot_mapping,
+                query_start=batch.query_start,
+                kv_len=batch.kv_len,
+                block_table=batch.block_table,
+                lora=lora,
+                activation_bits=batch.activation_bits or self.kernels.activation_bits,
+            )
+        return x_TD
+
+    def _run_layers(
+        self,
+        x_TD: np.ndarray,
+        cos_TH: np.ndarray,
+        sin_TH: np.ndarray,
+        batch: PackedBatch,
+        kv_cache: KVCache,
+        lora: Sequence[LayerLora],
+    ) -> None:
+        """Run x through the layers, operation by operation; what `RecordedLayers.run` gives must be equal to it."""
+        config, kernels = self.config, self._kernels_at(batch.activation_bits)
+        qkv_TW = np.empty((len(x_TD), config.q_size + 2 * config.kv_size), np.float32)
+        attended_TQ = np.empty((len(x_TD), config.q_size), np.float32)
         for index, (layer, (k_cache, v_cache)) in enumerate(zip(self._layers, kv_cache.layers, strict=True)):
-            lora = adapters.in_layer(index)
+            layer_lora: LayerLora = lora[index] if lora else {}
             kernels.linear(x_TD, layer.qkv, qkv_TW, norm_weight=layer.input_norm_D, eps=config.rms_norm_eps)
-            if rows := lora.get("qkv"):
+            if rows := layer_lora.get("qkv"):
                 kernels.add_lora(x_TD, rows, qkv_TW, norm_weight=layer.input_norm_D, eps=config.rms_norm_eps)
             kernels.rope_and_write_kv(
                 qkv_TW,
@@ -153,14 +204,13 @@ class Decoder:
                 query_start=batch.query_start,
                 kv_len=batch.kv_len,
                 block_table=batch.block_table,
-                scale=config.head_dim**-0.5,
+                scale=config.attention_scale,
                 out_TX=attended_TQ,
             )
             kernels.linear(attended_TQ, layer.output, x_TD, accumulate=True)
-            if rows := lora.get("output"):
+            if rows := layer_lora.get("output"):
                 kernels.add_lora(attended_TQ, rows, x_TD)
-            layer.mlp.add_to(x_TD, kernels, config.rms_norm_eps, lora)
-        return x_TD
+            layer.mlp.add_to(x_TD, kernels, config.rms_norm_eps, layer_lora)
 
     def logits(
         self, x_RD: np.ndarray, activation_bits: ActivationBits | None = None, *, out_RV: np.ndarray | None = None
@@ -174,6 +224,24 @@ class Decoder:
             np.ascontiguousarray(x_RD), self._head, logits_RV, norm_weight=self._norm_D, eps=self.config.rms_norm_eps
         )
         return logits_RV
+
+    def _recorded_for(self, kv_cache: KVCache) -> RecordedLayers | None:
+        if self._recording is None or self._recording[0] is not kv_cache:
+            self._recording = kv_cache, self._record(kv_cache)
+        return self._recording[1]
+
+    def _record(self, kv_cache: KVCache) -> RecordedLayers | None:
+        layers = [dense for layer in self._layers if (dense := layer.as_dense())]
+        if len(layers) < len(self._layers):
+            return None
+        return self.kernels.record_layers(
+            layers,
+            kv_cache.layers,
+            num_heads=self.config.num_attention_heads,
+            num_kv_heads=self.config.num_key_value_heads,
+            eps=self.config.rms_norm_eps,
+            scale=self.config.attention_scale,
+        )
 
     def _kernels_at(self, activation_bits: ActivationBits | None) -> Kernels:
         return self.kernels if activation_bits is None else self.kernels.with_activation_bits(activation_bits)

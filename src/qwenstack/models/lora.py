@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -22,15 +21,10 @@ from qwenstack.core.errors import ModelFormatError
 from qwenstack.core.weight_type import WeightType
 from qwenstack.hub.peft import LoraFactors, PeftAdapter, read_adapter
 from qwenstack.hub.stored_tensor import StoredTensor
-from qwenstack.kernels import Kernels, LoraRows, PackedLora, dequantize
+from qwenstack.kernels import Kernels, LayerLora, LoraRows, PackedLora, Place, dequantize
 from qwenstack.kernels.dequantize import float32_to_bfloat16
 from qwenstack.models.config import ModelConfig
 from qwenstack.models.weights import WeightReader
-
-Place: TypeAlias = Literal["qkv", "output", "gate_up", "down"]
-"""The products of a layer; stacked matrices are one product."""
-LayerLora: TypeAlias = Mapping[Place, Sequence[LoraRows]]
-"""The rows of a batch that an adapter changes, in each product of one layer."""
 
 _MODULE = re.compile(r"model\.layers\.(\d{1,4})\.([a-z0-9_.]+)")
 
@@ -69,8 +63,11 @@ class AdapterSpans:
             spans.append((first, end, adapter))
         return cls(spans=tuple(spans))
 
-    def in_layer(self, index: int) -> LayerLora:
-        """Return the rows to change in each product of a layer."""
+    def in_layers(self, num_layers: int) -> list[LayerLora]:
+        """Return the rows to change in each product of each layer; an empty list if there are none."""
+        return [self._in_layer(index) for index in range(num_layers)] if self.spans else []
+
+    def _in_layer(self, index: int) -> LayerLora:
         rows: defaultdict[Place, list[LoraRows]] = defaultdict(list)
         for first, end, adapter in self.spans:
             for place, packed in adapter.layers[index].items():

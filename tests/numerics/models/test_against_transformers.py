@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from support.checkpoints import our_logits, reference_logits, save_random
+from support.one_by_one import OneByOne
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from qwenstack.kernels import ActivationBits, Kernels, load_kernels
+from qwenstack.kernels import Kernels, load_kernels
 from qwenstack.models import ModelConfig
 from qwenstack.models.rope import Rotary, YarnScaling
 
@@ -107,17 +108,8 @@ def test_logits_are_those_of_transformers(name: str, kernels: Kernels, tmp_path:
     assert relative_error(our_logits(folder, random_ids(), kernels), theirs) <= LOGIT_TOLERANCE
 
 
-class WithoutScale:
+class WithoutScale(OneByOne):
     """Kernels whose attention forgets 1/sqrt(head_dim)."""
-
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.kernels, name)
-
-    def with_activation_bits(self, activation_bits: ActivationBits) -> WithoutScale:
-        return WithoutScale(self.kernels.with_activation_bits(activation_bits))
 
     def attend(self, *args: Any, **options: Any) -> None:
         self.kernels.attend(*args, **options | {"scale": 1.0})
