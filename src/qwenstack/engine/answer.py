@@ -19,7 +19,7 @@ from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.guards import REPETITION, RepetitionGuard
 from qwenstack.engine.output_parser import OutputParser, Piece
 from qwenstack.engine.thinking import ThinkingBudget, closing_token_ids, phase_after_prompt
-from qwenstack.engine.tool_call_syntax import ParameterTypes
+from qwenstack.engine.tool_call_syntax import ToolSignatures
 from qwenstack.tokenizer import ChatMarkers, StopStrings, StreamingDetokenizer, Tokenizer
 
 
@@ -240,7 +240,7 @@ class _Structure:
         self.parser = OutputParser(
             markers,
             phase=phase,
-            parameter_types=_parameter_types(params, markers),
+            tools=_signatures(params),
             is_calls_only=reads_calls and params.grammar is not None and params.grammar.required_tool is not None,
         )
         self.budget = ThinkingBudget(
@@ -268,11 +268,10 @@ class _Structure:
         return pieces, is_thought
 
 
-def _parameter_types(params: SamplingParams, markers: ChatMarkers) -> ParameterTypes | None:
-    """Read the tools' schemas where they matter: only in XML must the parser know what is text and what is JSON."""
-    if markers.tool_format != "qwen_xml" or params.grammar is None or params.grammar.kind != "tools":
+def _signatures(params: SamplingParams) -> ToolSignatures | None:
+    if params.grammar is None or params.grammar.kind != "tools":
         return None
-    return ParameterTypes.from_tools(params.grammar.source)
+    return ToolSignatures.from_tools(params.grammar.source)
 
 
 def _id_of(tokenizer: Tokenizer, mark: str | None) -> tuple[int, ...]:

@@ -1,11 +1,13 @@
 """Takes an answer's text apart while it arrives: thinking, the answer proper, tool calls.
 
-    undecided ──▶ thinking ──▶ answer ◀──▶ call_head ──▶ call's arguments ──▶ call_tail
+    undecided ──▶ thinking ──▶ opening ──▶ answer ◀──▶ call_head ──▶ call's arguments ──▶ call_tail
 
 Where the text was cut into pieces makes no difference: a decision waits until the text it depends on is there, and what
 waits is never more than a mark, the head of a call, or one argument. Nothing is an error, and nothing is lost but the
 head of a call that the text's end cuts off: too little for a call, and no text that anyone should read.
 
+- An answer that begins with the JSON of a call, in a code block or not, begins with a call even without marks: small
+  models forget them. The function must be one that was offered. More such calls may follow it, but no text between.
 - A mark that opens no call (`<tool_call>` before anything but the head of a call) is text of the answer.
 - From its head on, a call is a call. Hermes: its arguments are the model's own words up to the end of the JSON object,
   or to the closing mark outside a JSON string. Qwen's XML: they are written as JSON here; what stands where an argument
@@ -25,19 +27,21 @@ from typing import Literal
 
 from qwenstack.core.outputs import ToolCallDelta
 from qwenstack.engine.tool_call_syntax import (
+    FENCE,
     JsonObjectScanner,
     NeedMore,
     NoHead,
-    ParameterTypes,
+    ToolSignatures,
     is_beginning,
     num_held_back,
+    read_bare_head,
     read_hermes_head,
     read_parameter_head,
     read_xml_head,
     write_argument,
     write_string_part,
 )
-from qwenstack.tokenizer import ChatMarkers
+from qwenstack.tokenizer import ChatMarkers, Marks
 
 _BLANKS = " \t\r\n"
 _PARAMETER_CLOSE = "</parameter>"
@@ -67,7 +71,7 @@ class OutputParser:
         markers: ChatMarkers,
         *,
         phase: Phase,
-        parameter_types: ParameterTypes | None = None,
+        tools: ToolSignatures | None = None,
         is_calls_only: bool = False,
     ) -> None:
         """Begin an answer.
@@ -75,11 +79,18 @@ class OutputParser:
         Args:
             markers: the model's marks; without marks of tool calls, calls are text.
             phase: where the prompt left off.
-            parameter_types: what is known of the tools' parameters; only Qwen's XML asks.
+            tools: the functions that were offered; without them no call is known by its JSON alone, and an argument of
+                Qwen's XML is text only where it is no JSON.
             is_calls_only: a grammar leaves no text but thinking and calls; half a mark at the end is one, too.
         """
         self._markers = markers
-        self._parameter_types = parameter_types or ParameterTypes({})
+        self._tools = tools or ToolSignatures({})
+        self._reads_bare_calls = markers.tool_format == "hermes" and bool(self._tools.names) and not is_calls_only
+        self._closing = ""
+        """What ends the call at hand, beside its JSON or XML."""
+        self._is_bare = False
+        self._is_in_block = False
+        """Whether bare calls stand in a code block that is still open."""
         self._is_calls_only = is_calls_only
         self._buffer = ""
         self._position = 0
@@ -91,7 +102,7 @@ class OutputParser:
         self._num_parameters = 0
         self._value = ""
         self._is_text_value = False
-        self._state: Callable[[], bool] = self._answer
+        self._state: Callable[[], bool] = self._opening
         if markers.thinking is not None and phase != "answer":
             self._state = self._thinking if phase == "thinking" else self._undecided
 
@@ -126,7 +137,7 @@ class OutputParser:
             self._tell_call(rest)
         elif self._state == self._value_text:
             self._tell_call(self._unfinished_value(rest))
-        elif self._state in (self._undecided, self._answer) and not self._is_calls_only:
+        elif self._state in (self._undecided, self._opening, self._answer) and not self._is_calls_only:
             self._tell("answer", rest)
         return self._hand_over()
 
@@ -144,7 +155,7 @@ class OutputParser:
             return True
         if is_beginning(word, mark):
             return False
-        self._state = self._answer
+        self._state = self._opening
         return True
 
     def _thinking(self) -> bool:
@@ -157,8 +168,25 @@ class OutputParser:
         if found:
             self._take(len(before) - len(thought) + len(mark))
             self._trims = True
-            self._state = self._answer
+            self._state = self._opening
         return found
+
+    def _opening(self) -> bool:
+        """Decide whether a call stands here without its mark."""
+        self._trim_line_ends()
+        head = read_bare_head(self._buffer, self._tools.names) if self._reads_bare_calls else NoHead()
+        if isinstance(head, NeedMore):
+            return False
+        if isinstance(head, NoHead):
+            self._state = self._answer
+            return True
+        self._is_bare = True
+        self._is_in_block |= self._buffer.lstrip(_BLANKS).startswith(FENCE)
+        self._closing = FENCE if self._is_in_block else self._tool_call_marks.close
+        self._take(head.length)
+        self._begin_call(head.name)
+        self._state = self._arguments
+        return True
 
     def _answer(self) -> bool:
         self._trim_line_ends()
@@ -173,8 +201,7 @@ class OutputParser:
 
     def _call_head(self) -> bool:
         """Decide whether the mark opens a call; the buffer begins with the line ends before it."""
-        assert self._markers.tool_call is not None
-        mark = self._markers.tool_call.open
+        mark = self._tool_call_marks.open
         start = self._buffer.index(mark) + len(mark)
         is_xml = self._markers.tool_format == "qwen_xml"
         head = (read_xml_head if is_xml else read_hermes_head)(self._buffer[start:])
@@ -184,31 +211,28 @@ class OutputParser:
             self._tell("answer", self._take(start))
             self._state = self._answer
             return True
+        self._is_bare = False
+        self._closing = self._tool_call_marks.close
         self._take(start + head.length)
-        self._pieces.append(Piece(kind="call", call=self._call_delta("", name=head.name), end=self._position))
-        self._function, self._num_parameters = head.name, 0
-        self._scanner = JsonObjectScanner()
+        self._begin_call(head.name)
         self._state = self._parameters if is_xml else self._arguments
         return True
 
     def _arguments(self) -> bool:
         """Hermes: pass the JSON object on as it is."""
-        assert self._markers.tool_call is not None
-        mark = self._markers.tool_call.close
-        end = self._scanner.scan(self._buffer, stop_at=mark)
+        end = self._scanner.scan(self._buffer, stop_at=self._closing)
         self._tell_call(self._take(end))
-        if self._scanner.is_complete or self._buffer.startswith(mark):
+        if self._scanner.is_complete or self._buffer.startswith(self._closing):
             self._state = self._call_tail
             return True
         return False
 
     def _parameters(self) -> bool:
         """Qwen's XML, between two arguments."""
-        assert self._markers.tool_call is not None
         word = self._buffer.lstrip(_BLANKS)
         num_blanks = len(self._buffer) - len(word)
         head = read_parameter_head(word)
-        ends = (_FUNCTION_CLOSE, self._markers.tool_call.close)
+        ends = (_FUNCTION_CLOSE, self._closing)
         if isinstance(head, NeedMore) or any(is_beginning(word, end) for end in ends):
             return False
         if isinstance(head, NoHead):
@@ -217,7 +241,7 @@ class OutputParser:
             self._state = self._call_tail
             return True
         self._take(num_blanks + head.length)
-        self._is_text_value = self._parameter_types.is_text(self._function, head.name)
+        self._is_text_value = self._tools.is_text(self._function, head.name)
         key = json.dumps(head.name, ensure_ascii=False)
         self._tell_call((", " if self._num_parameters else "{") + key + (': "' if self._is_text_value else ": "))
         self._num_parameters += 1
@@ -253,15 +277,16 @@ class OutputParser:
 
     def _call_tail(self) -> bool:
         """Drop what closes a call; a closing mark that is missing is not missed."""
-        assert self._markers.tool_call is not None
-        mark = self._markers.tool_call.close
+        mark = self._closing
         word = self._buffer.lstrip(_BLANKS + ("}" if self._markers.tool_format == "hermes" else ""))
         if is_beginning(word, mark):
             return False
-        self._take(len(self._buffer) - len(word) + (len(mark) if word.startswith(mark) else 0))
+        is_closed = word.startswith(mark)
+        self._take(len(self._buffer) - len(word) + (len(mark) if is_closed else 0))
+        self._is_in_block &= not is_closed
         self._trims = True
         self._num_calls += 1
-        self._state = self._answer
+        self._state = self._opening if self._is_bare else self._answer
         return True
 
     def _text_before(self, mark: str) -> tuple[str, bool]:
@@ -284,6 +309,16 @@ class OutputParser:
     def _tell(self, kind: Literal["thinking", "answer"], text: str) -> None:
         if text:
             self._pieces.append(Piece(kind=kind, text=text, end=self._position))
+
+    @property
+    def _tool_call_marks(self) -> Marks:
+        assert self._markers.tool_call is not None
+        return self._markers.tool_call
+
+    def _begin_call(self, name: str) -> None:
+        self._pieces.append(Piece(kind="call", call=self._call_delta("", name=name), end=self._position))
+        self._function, self._num_parameters = name, 0
+        self._scanner = JsonObjectScanner()
 
     def _tell_call(self, arguments: str) -> None:
         """Add to the arguments, in one delta with what this push has of the call already."""

@@ -1,4 +1,4 @@
-"""The two ways in which Qwen models write a tool call, read from text that may not be all there yet.
+"""The ways in which Qwen models write a tool call, read from text that may not be all there yet.
 
 Every reader looks at the text from its start and says what it is, that more of it is needed, or that it is none: the
 same answer however the text arrived.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn, cast
 
@@ -19,6 +19,9 @@ MAX_NAME_CHARS = 256
 _MAX_QUOTED_NAME = 6 * MAX_NAME_CHARS + 2
 """Each character as `\\uXXXX`, and the quotes."""
 
+FENCE = "```"
+"""Before and after a block of code in Markdown."""
+_FENCE_LANGUAGE = "json"
 _BLANKS = " \t\r\n"
 _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
 _STRING_SO_FAR = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*\\?')
@@ -87,6 +90,27 @@ def _read_quoted_name(text: str) -> Reading:
     except ValueError:  # an escape that JSON does not have, or half of a character
         return NoHead()
     return Head(name, found.end()) if name else NoHead()
+
+
+def read_bare_head(text: str, names: Collection[str]) -> Reading:
+    """Read what `read_hermes_head` reads, in a code block or not, if the name is one of these and written plainly.
+
+    Small models leave the marks out; without them only the name of a function that was offered tells a call from an
+    answer in JSON.
+    """
+    at = _skip_blanks(text, 0)
+    if text.startswith(FENCE, at):
+        at += len(FENCE)
+        if is_beginning(text[at:], _FENCE_LANGUAGE):
+            return NeedMore()
+        at = _skip_blanks(text, at + (len(_FENCE_LANGUAGE) if text.startswith(_FENCE_LANGUAGE, at) else 0))
+    elif is_beginning(text[at:], FENCE):
+        return NeedMore()
+    head = read_hermes_head(text[at:])
+    if not isinstance(head, Head):
+        return head
+    is_plain = f'"{head.name}"' in text[at : at + head.length]
+    return Head(head.name, at + head.length) if is_plain and head.name in names else NoHead()
 
 
 def read_xml_head(text: str) -> Reading:
@@ -165,15 +189,20 @@ class JsonObjectScanner:
             self._is_in_string = False
 
 
-class ParameterTypes:
-    """What the tools' schemas say of their parameters."""
+class ToolSignatures:
+    """What reading calls needs to know of the functions that a model was offered."""
 
     def __init__(self, text_parameters: Mapping[str, frozenset[str]]) -> None:
-        """Take the names of the parameters that are text, by function."""
+        """Take the names of the parameters that are text, for each function."""
         self._text_parameters = text_parameters
 
+    @property
+    def names(self) -> Collection[str]:
+        """The functions."""
+        return self._text_parameters.keys()
+
     @classmethod
-    def from_tools(cls, source: str) -> ParameterTypes:
+    def from_tools(cls, source: str) -> ToolSignatures:
         """Read OpenAI's list of tools; what is not of its shape says nothing about any parameter."""
         try:
             tools: object = json.loads(source)

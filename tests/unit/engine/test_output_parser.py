@@ -12,14 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwenstack.engine.output_parser import OutputParser, Phase
-from qwenstack.engine.tool_call_syntax import ParameterTypes
+from qwenstack.engine.tool_call_syntax import ToolSignatures
 from qwenstack.tokenizer import ChatMarkers, Marks
 
 THINKING, TOOL_CALL = Marks("<think>", "</think>"), Marks("<tool_call>", "</tool_call>")
 HERMES = ChatMarkers(thinking=THINKING, tool_call=TOOL_CALL, tool_format="hermes")
 XML = ChatMarkers(thinking=THINKING, tool_call=TOOL_CALL, tool_format="qwen_xml")
 THINKING_ONLY = ChatMarkers(thinking=THINKING)
-TYPES = ParameterTypes({"f": frozenset({"text"})})
+TYPES = ToolSignatures({"f": frozenset({"text"})})
 
 MAX_EXAMPLES = int(os.environ.get("QWENSTACK_PARSER_CASES", "200"))
 """`make test-long` sets 20,000."""
@@ -39,7 +39,7 @@ def parse(
     pieces: list[str], markers: ChatMarkers, phase: Phase = "undecided", *, is_calls_only: bool = False
 ) -> Parsed:
     """Push the pieces, and check on the way what always holds."""
-    parser = OutputParser(markers, phase=phase, parameter_types=TYPES, is_calls_only=is_calls_only)
+    parser = OutputParser(markers, phase=phase, tools=TYPES, is_calls_only=is_calls_only)
     parsed = Parsed()
     num_pushed = 0
     for piece in [*pieces, None]:
@@ -71,6 +71,10 @@ _HERMES_HEAD = re.compile(
     rf'<tool_call>{_BLANK}\{{{_BLANK}"name"{_BLANK}:{_BLANK}("(?:[^"\\\x00-\x1f]|\\[^\n])*"){_BLANK},{_BLANK}'
     rf'"arguments"{_BLANK}:{_BLANK}(?=\{{)'
 )
+_BARE_HEAD = re.compile(
+    rf'{_BLANK}(```(?:json)?{_BLANK})?\{{{_BLANK}"name"{_BLANK}:{_BLANK}"f"{_BLANK},{_BLANK}'
+    rf'"arguments"{_BLANK}:{_BLANK}(?=\{{)'
+)
 _XML_HEAD = re.compile(rf"<tool_call>{_BLANK}<function=([^<>\n]*)>")
 _PARAMETER = re.compile(rf"{_BLANK}<parameter=([^<>\n]*)>(.*?)</parameter>", re.DOTALL)
 _OPEN_PARAMETER = re.compile(rf"{_BLANK}<parameter=([^<>\n]*)>(.*)\Z", re.DOTALL)
@@ -85,8 +89,25 @@ def read_whole(text: str, markers: ChatMarkers, phase: Phase = "undecided") -> P
         thought, mark, text = text[opened.end() if opened and phase == "undecided" else 0 :].partition("</think>")
         parsed.thinking = thought.strip("\n")
         begins_after_mark = bool(mark)
-    read_answer(text, markers, parsed, begins_after_mark)
+    read_opening(text, markers, parsed, begins_after_mark)
     return parsed
+
+
+def read_opening(
+    text: str, markers: ChatMarkers, parsed: Parsed, begins_after_mark: bool, is_in_block: bool = False
+) -> None:
+    """Read calls without marks, which stand where an answer begins, and what is behind them."""
+    found = _BARE_HEAD.match(text) if markers.tool_format == "hermes" else None
+    if found is None:
+        read_answer(text, markers, parsed, begins_after_mark)
+        return
+    is_in_block = is_in_block or bool(found.group(1))
+    closing = "```" if is_in_block else "</tool_call>"
+    arguments, rest, is_closed = read_hermes_arguments(text[found.end() :], closing=closing)
+    parsed.calls.append(("f", arguments))
+    rest = rest.lstrip(" \t\r\n}")
+    if is_closed and not closing.startswith(rest):
+        read_opening(rest.removeprefix(closing), markers, parsed, True, is_in_block and not rest.startswith(closing))
 
 
 def read_answer(text: str, markers: ChatMarkers, parsed: Parsed, begins_after_mark: bool) -> None:
@@ -133,10 +154,10 @@ def name_of(found: re.Match[str], markers: ChatMarkers) -> str:
     return name
 
 
-def read_hermes_arguments(text: str, _: str) -> tuple[str, str, bool]:
+def read_hermes_arguments(text: str, _: str = "", *, closing: str = "</tool_call>") -> tuple[str, str, bool]:
     depth = 0
-    for token in re.finditer(r'"(?:[^"\\\n]|\\[^\n])*["\n]?\\?\n?|</tool_call>|[{}\[\]]', text):
-        if token.group() == "</tool_call>":
+    for token in re.finditer(rf'"(?:[^"\\\n]|\\[^\n])*["\n]?\\?\n?|{closing}|[{{}}\[\]]', text):
+        if token.group() == closing:
             return text[: token.start()], text[token.start() :], True
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token.group(), 0)
         if depth == 0:
@@ -225,9 +246,12 @@ FRAGMENTS = [
         "<parameter=n>",
         "</parameter>",
     ),
+    *("```", "```json\n", "\n```", "json", '{"name": "f", "arguments": ', '"f"'),
     *("<parameter=", "\n</parameter>\n", "\n</function>\n</tool_call>", "12", "true", "NaN", "text", "\r\n", "\t"),
 ]
 GOOD = [
+    '{"name": "f", "arguments": {"a": "1"}}',
+    '```json\n{\n  "name": "f",\n  "arguments": {"a": [{}]}\n}\n```\n',
     '<tool_call>\n{"name": "f", "arguments": {"a": "1"}}\n</tool_call>',
     "<tool_call>\n<function=f>\n<parameter=text>\na\nb\n</parameter>\n<parameter=n>1</parameter></function></tool_call>",
     "<think>\nhm\n</think>\n\n",
@@ -327,6 +351,43 @@ def test_a_prompt_that_opened_thinking_needs_no_opening_mark() -> None:
 @pytest.mark.parametrize(
     ("text", "answer", "calls"),
     [
+        ('{"name": "f", "arguments": {"a": 1}}', "", [("f", '{"a": 1}')]),
+        ('\n```json\n{\n  "name": "f",\n  "arguments": {\n    "a": 1\n  }\n}\n```', "", [("f", '{\n    "a": 1\n  }')]),
+        ('```\n{"name": "f", "arguments": {}}\n```\nDone.', "Done.", [("f", "{}")]),
+        (
+            '```json\n{"name": "f", "arguments": {}}\n{"name": "f", "arguments": {"a": 1}}```',
+            "",
+            [("f", "{}"), ("f", '{"a": 1}')],
+        ),
+        ('{"name": "f", "arguments": {}}\n```json\n{"name": "f", "arguments": {}}\n```\nx', "x", [("f", "{}")] * 2),
+        ('{"name": "f", "arguments": {}}\n</tool_call>', "", [("f", "{}")]),
+        (
+            '{"name": "f", "arguments": {}} {"name": "g", "arguments": {}}',
+            '{"name": "g", "arguments": {}}',
+            [("f", "{}")],
+        ),
+        ('```{"name": "f", "arguments": {"a": "```"}}', "", [("f", '{"a": "```"}')]),
+        ('```{"name": "f", "arguments": {"a": 1``` and so on', " and so on", [("f", '{"a": 1')]),
+    ],
+)
+def test_an_answer_may_begin_with_calls_that_have_no_marks(
+    text: str, answer: str, calls: list[tuple[str, str]]
+) -> None:
+    for pieces in ([text], list(text)):
+        assert parse(pieces, HERMES) == Parsed("", answer, calls)
+    for pieces in ([f"<think>hm</think>\n\n{text}"], list(f"<think>hm</think>\n\n{text}")):
+        assert parse(pieces, HERMES) == Parsed("hm", answer, calls)
+
+
+def test_without_tools_an_answer_in_json_is_text() -> None:
+    parser = OutputParser(HERMES, phase="answer")
+    text = '{"name": "f", "arguments": {}}'
+    assert "".join(piece.text for piece in [*parser.push(text), *parser.finish()]) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "calls"),
+    [
         (f"Sure.\n\n{CALL}", "Sure.", [("f", '{"a": 1}')]),
         (f"{CALL}\n{CALL}\ndone", "done", [("f", '{"a": 1}')] * 2),
         ('<tool_call>{"name":"f","arguments":{}}</tool_call>', "", [("f", "{}")]),
@@ -360,8 +421,16 @@ def test_hermes_calls_are_read_also_where_their_end_is_careless(
         '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>',
         '<tool_call>{"arguments": {}, "name": "f"}</tool_call>',
         "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>",
-        '{"name": "f", "arguments": {}}',
-        '```json\n{"name": "f", "arguments": {}}\n```',
+        '{"name": "g", "arguments": {}}',
+        '{"name": "\\u0066", "arguments": {}}',
+        '{"name": "f", "age": 7}',
+        '```json\n{"name": "g", "arguments": {}}\n```',
+        '```python\n{"name": "f", "arguments": {}}\n```',
+        'Look: {"name": "f", "arguments": {}}',
+        "`code`",
+        "``",
+        "```js",
+        '```json\n{"na',
         "<tool_call",
         '<tool_call>{"name": "' + "x" * 2000 + '", "arguments": {}}</tool_call>',
     ],
@@ -449,7 +518,7 @@ def test_arguments_in_xml_become_json(text: str, answer: str, arguments: str) ->
 
 
 def test_an_argument_known_to_be_text_streams_while_it_is_written() -> None:
-    parser = OutputParser(XML, phase="answer", parameter_types=TYPES)
+    parser = OutputParser(XML, phase="answer", tools=TYPES)
     parser.push("<tool_call><function=f><parameter=text>\n")
     (piece,) = parser.push('say "hi"')
     assert piece.call is not None
@@ -465,8 +534,8 @@ def test_the_types_of_parameters_come_from_the_tools() -> None:
         "e": {},
     }
     tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": properties}}}
-    types = ParameterTypes.from_tools(json.dumps([tool, {"function": {"name": "bare"}}, 5]))
+    types = ToolSignatures.from_tools(json.dumps([tool, {"function": {"name": "bare"}}, 5]))
     assert [name for name in properties if types.is_text("f", name)] == ["a", "c"]
     assert not types.is_text("bare", "a")
     for source in ("", "{", "5", "[" * 100_000):
-        assert not ParameterTypes.from_tools(source).is_text("f", "a")
+        assert not ToolSignatures.from_tools(source).is_text("f", "a")

@@ -12,6 +12,9 @@ from qwenstack.core.grammar import Grammar
 from qwenstack.engine.grammar.lark_source import lark_of
 from qwenstack.engine.grammar.refusal import GrammarRefusal
 from qwenstack.engine.grammar.token_table import TokenTable
+from qwenstack.engine.output_parser import OutputParser
+from qwenstack.engine.tool_call_syntax import ToolSignatures
+from qwenstack.tokenizer import ChatMarkers, Marks
 
 WEATHER = {
     "type": "object",
@@ -77,12 +80,101 @@ def test_random_answers_hold_only_fitting_calls():
             assert all('"get_weather"' in text for text in texts)
 
 
+def bare(name: str, arguments: object, *, indent: int | None = None) -> str:
+    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, indent=indent)
+
+
+def test_an_answer_that_begins_with_the_json_of_a_call_is_held_to_it():
+    constraint = constraint_of(tools_grammar())
+    for one in (
+        bare("get_weather", {"city": "Paris", "days": 3}),
+        bare("get_weather", {"city": "Paris"}, indent=2),
+        f"```json\n{bare('now', {}, indent=2)}\n```",
+        f"\n```\n{bare('now', {})}```\nDone, and <b> is no mark.",
+        f"{bare('now', {})}\n{bare('get_weather', {'city': '北京'})}",
+        f"```json\n{bare('now', {})}\n```\n```json\n{bare('now', {})}\n```",
+        f"```json\n{bare('now', {})}\n{bare('now', {})}\n```",
+    ):
+        assert accepts(constraint, one), one
+    for one in (
+        bare("get_weather", {"days": 3}),
+        f"```json\n{bare('get_weather', {'city': 'Paris', 'days': 10})}\n```",
+        bare("now", {"x": 1}),
+        f"{bare('now', {})}\n{bare('get_weather', {'city': 'far too long'})}",
+        f"```json\n{bare('now', {})}\n```\n\n{bare('now', {'x': 1})}",
+        '{"name": "now", "arguments": 5}',
+        f"{bare('now', {})} <tool_call>",
+    ):
+        assert not accepts(constraint, one), one
+
+
+def test_json_that_names_no_tool_is_text():
+    constraint = constraint_of(tools_grammar())
+    for one in (
+        bare("delete_all", {}),
+        '{"name": "now"}',
+        '{"name": "now", "age": 7}',
+        "```python\nprint()\n```",
+        f"Look: {bare('now', {'x': 1})}",
+        '{"name": "now", "arguments"',
+    ):
+        assert accepts(constraint, one), one
+
+
+def read(text: str) -> list[tuple[str, object]]:
+    """What the parser takes for calls."""
+    parser = OutputParser(
+        ChatMarkers(tool_call=Marks("<tool_call>", "</tool_call>"), tool_format="hermes"),
+        phase="answer",
+        tools=ToolSignatures.from_tools(json.dumps(TOOLS)),
+    )
+    names: dict[int, str] = {}
+    arguments: dict[int, str] = {}
+    for piece in [*parser.push(text), *parser.finish()]:
+        if piece.call is not None:
+            names.setdefault(piece.call.index, piece.call.name or "")
+            arguments[piece.call.index] = arguments.get(piece.call.index, "") + piece.call.arguments
+    return [(names[index], json.loads(arguments[index])) for index in names]
+
+
+HEADS = [
+    b'{"name": "get_weather", "arguments": ',
+    b'{ "name":"now","arguments" :',
+    b"```json\n",
+    b"\n```",
+    b'{"city": "',
+]
+
+
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_what_the_parser_reads_in_random_answers_fits(is_parallel: bool):
+    rng = random.Random(4)
+    table = TokenTable(
+        [bytes([byte]) for byte in range(256)] + [b"", b"<tool_call>", b"</tool_call>", *(30 * HEADS)],
+        [256],
+        [257, 258],
+    )
+    constraint = constraint_of(tools_grammar(parallel_tool_calls=is_parallel), vocabulary_of(table, with_markers=True))
+    texts = [text for _ in range(300) if (text := walk(constraint, rng, table, limit=30)) is not None]
+    calls = [read(text) for text in texts]
+    for one in calls:
+        for name, arguments in one:
+            jsonschema.validate(arguments, SCHEMAS[name])
+    counts = [len(one) for one in calls]
+    assert sum(count > 0 for count in counts) > 20
+    assert max(counts) > 1 if is_parallel else max(counts) == 1
+
+
 def test_without_parallel_calls_there_is_one():
     one = call("get_weather", {"city": "北京"})
     may = constraint_of(tools_grammar(parallel_tool_calls=False))
     assert accepts(may, "No call.")
     assert accepts(may, f"Look: {one}\nDone.")
     assert not accepts(may, f"{one}\n{one}")
+    assert accepts(may, bare("now", {}))
+    assert accepts(may, bare("now", {}) + "\nDone.")
+    assert not accepts(may, bare("now", {}) + "\n" + bare("now", {}))
+    assert not accepts(may, f"```json\n{bare('now', {})}\n```\n```json\n{bare('now', {})}\n```")
     must = constraint_of(tools_grammar("*", parallel_tool_calls=False))
     assert accepts(must, one)
     assert not accepts(must, f"{one}\n{one}")

@@ -13,7 +13,7 @@ from qwenstack.engine.grammar.refusal import GrammarRefusal
 from qwenstack.engine.grammar.token_table import TokenTable
 from qwenstack.engine.grammar.xml_calls import is_plain_text
 from qwenstack.engine.output_parser import OutputParser
-from qwenstack.engine.tool_call_syntax import ParameterTypes
+from qwenstack.engine.tool_call_syntax import ToolSignatures
 from qwenstack.tokenizer import ChatMarkers, Marks
 
 ORDER = {
@@ -58,7 +58,7 @@ def read(text: str) -> list[tuple[str, object]]:
     parser = OutputParser(
         ChatMarkers(tool_call=Marks("<tool_call>", "</tool_call>"), tool_format="qwen_xml"),
         phase="answer",
-        parameter_types=ParameterTypes.from_tools(json.dumps(TOOLS)),
+        tools=ToolSignatures.from_tools(json.dumps(TOOLS)),
     )
     names: dict[int, str] = {}
     arguments: dict[int, str] = {}
