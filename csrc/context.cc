@@ -9,13 +9,14 @@ namespace {
 
 constexpr size_t kCacheLineBytes = 64;
 
-// Tiles of one part. With few tokens the product is limited by reading weights, and parts are runs long enough to hide
-// the cost of claiming one and of prefetching beyond its end, and enough of them for threads to share evenly: 64 KB
-// each cost 8 % of a token (docs/lab-notes.md, 2026-11-26). With many tokens, two tiles are work enough.
+// Tiles of one part. With few tokens the product is limited by reading weights: parts are long, to hide the cost of
+// claiming one and of prefetching beyond its end, and become shorter towards the end of the matrix, so that threads end
+// together. Each is a share of what is left then; equal parts cost 1 to 4 % of a token, and 64 KB each 8 %
+// (docs/lab-notes.md, 2026-11-26). With many tokens, two tiles are work enough.
 constexpr size_t kFewTokens = 8;
 constexpr size_t kLeastPartBytes = size_t{32} << 10;
-constexpr size_t kMostPartBytes = size_t{256} << 10;
-constexpr size_t kPartsPerThread = 4;
+constexpr size_t kMostPartBytes = size_t{512} << 10;
+constexpr double kPartsOfTheRest = 1.5;  // for each thread
 constexpr size_t kManyTokensTiles = 2;
 // Tiles of a factor of an adapter with many tokens: its inner dimension is a rank, so that a tile alone is little work.
 constexpr size_t kLoraTiles = 16;
@@ -124,18 +125,21 @@ void Context::prepare_activations() {
     });
 }
 
-// Tiles of a part where reading them is what takes the time.
-size_t Context::tiles_to_read(const Segment& segment) const {
-    const size_t share = segment.num_tiles * segment.tile_bytes / (kPartsPerThread * pool_.num_threads());
-    return std::max<size_t>(1, std::clamp(share, kLeastPartBytes, kMostPartBytes) / segment.tile_bytes);
+// Tiles of the next part, of those that are left, where reading them is what takes the time.
+size_t Context::tiles_to_read(const Segment& segment, size_t tiles_left) const {
+    const double share = static_cast<double>(tiles_left * segment.tile_bytes) /
+                         (kPartsOfTheRest * static_cast<double>(pool_.num_threads()));
+    const size_t bytes = std::clamp(static_cast<size_t>(share), kLeastPartBytes, kMostPartBytes);
+    return std::clamp<size_t>(bytes / segment.tile_bytes, 1, tiles_left);
 }
 
 void Context::split(const LinearJob& job, const Segment& segment, const Segment* up) {
-    const size_t tiles_per_part = job.num_tokens <= kFewTokens ? tiles_to_read(segment) : kManyTokensTiles;
     for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
         const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - token);
-        for (size_t tile = 0; tile < segment.num_tiles; tile += tiles_per_part) {
-            const size_t num_tiles = std::min(tiles_per_part, segment.num_tiles - tile);
+        size_t num_tiles = 0;
+        for (size_t tile = 0; tile < segment.num_tiles; tile += num_tiles) {
+            const size_t left = segment.num_tiles - tile;
+            num_tiles = job.num_tokens <= kFewTokens ? tiles_to_read(segment, left) : std::min(kManyTokensTiles, left);
             linear_parts_.push_back({&job, &segment, up, {tile, num_tiles, token, num_tokens}});
         }
     }
@@ -363,12 +367,13 @@ void Context::run_lora_in_parts(const std::vector<LoraPart>& factors) {
     lora_parts_.clear();
     for (const LoraPart& whole : factors) {
         const size_t num_tokens = whole.range.num_tokens;
-        const size_t tiles_per_part = num_tokens <= kFewTokens ? tiles_to_read(*whole.factor) : kLoraTiles;
         for (size_t token = 0; token < num_tokens; token += kMaxRangeTokens) {
-            for (size_t tile = 0; tile < whole.range.num_tiles; tile += tiles_per_part) {
+            size_t num_tiles = 0;
+            for (size_t tile = 0; tile < whole.range.num_tiles; tile += num_tiles) {
+                const size_t left = whole.range.num_tiles - tile;
+                num_tiles = num_tokens <= kFewTokens ? tiles_to_read(*whole.factor, left) : std::min(kLoraTiles, left);
                 LoraPart part = whole;
-                part.range = {tile, std::min(tiles_per_part, whole.range.num_tiles - tile), token,
-                              std::min(kMaxRangeTokens, num_tokens - token)};
+                part.range = {tile, num_tiles, token, std::min(kMaxRangeTokens, num_tokens - token)};
                 lora_parts_.push_back(part);
             }
         }

@@ -125,7 +125,7 @@ private:
     void multiply_segments(bool only_quantized);
     void multiply_gates();
     void multiply_gates_apart();
-    size_t tiles_to_read(const Segment& segment) const;
+    size_t tiles_to_read(const Segment& segment, size_t tiles_left) const;
     void split(const LinearJob& job, const Segment& segment, const Segment* up);
     void order_by_expert(const ExpertsJob& job, size_t num_places);
     void place_products(const ExpertsJob& job, const PackedLinear* Expert::* matrix, const float* x, float* out);
