@@ -71,6 +71,8 @@ test-long: .venv-test/installed web ## Run the tests that take hours
 	QWENSTACK_STORM_STREAMS=1000 $(DEV)/python -m pytest tests/integration/engine/test_cancel_storm.py
 	QWENSTACK_STRUCTURED_PROMPTS=100 $(DEV)/python -m pytest tests/integration/engine/test_structured_output.py \
 	    --timeout 4000
+	QWENSTACK_STORAGE_KILLS=500 QWENSTACK_POSTGRES_KILLS=20 $(DEV)/python -m pytest tests/integration/storage \
+	    --timeout 4000
 	QWENSTACK_ISA_PROMPTS=50 $(DEV)/python -m pytest tests/integration/engine/test_instruction_sets.py --timeout 4000
 	QWENSTACK_SOAK_SECONDS=3600 $(DEV)/python -m pytest -s tests/integration/engine/test_soak.py
 

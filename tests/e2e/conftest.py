@@ -66,8 +66,10 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     if not (STATIC_DIR / "index.html").is_file():
         skip_unless_ci("The web page is not built. Run `make web`.")
     port = free_port()
-    log = tmp_path_factory.mktemp("server") / "server.log"
+    folder = tmp_path_factory.mktemp("server")
+    log = folder / "server.log"
     command = [sys.executable, "-m", "qwenstack", "serve", MODEL, "--port", str(port)]
+    command += ["--set", f"storage.url=sqlite:///{folder / 'q.db'}"]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
             wait_until_ready(f"http://127.0.0.1:{port}", process, log)

@@ -14,11 +14,13 @@ from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
 from qwenstack import __version__
+from qwenstack.cli.audit import audit
 from qwenstack.cli.bench import bench
 from qwenstack.cli.cache import cache
 from qwenstack.cli.chat.command import chat
 from qwenstack.cli.config import config
 from qwenstack.cli.doctor import doctor
+from qwenstack.cli.keys import keys
 from qwenstack.cli.models import models
 from qwenstack.cli.pull import pull
 from qwenstack.cli.replay import replay
@@ -43,7 +45,7 @@ def build_app() -> App:
         print_error=False,
         suppress_keyboard_interrupt=False,
     )
-    for command in (chat, serve, pull, models, cache, bench, replay, config, doctor):
+    for command in (chat, serve, keys, audit, pull, models, cache, bench, replay, config, doctor):
         app.command(command)
     return app
 

@@ -16,12 +16,14 @@ import qwenstack
 from qwenstack.cli.loading import engine_config, fetch_model
 from qwenstack.cli.options import Assignments, ModelArgument
 from qwenstack.cli.settings import Settings, load_settings
+from qwenstack.cli.storage import open_storage
 
 if TYPE_CHECKING:
     import asyncio
 
     from qwenstack.engine import EngineConfig
     from qwenstack.serving import ServeConfig
+    from qwenstack.storage import Database
 
 
 @Parameter(name="*")
@@ -76,19 +78,21 @@ def serve(
     """Serve a model over HTTP, with a chat page for the browser."""
     import asyncio
 
-    from qwenstack.serving import check_binding, open_socket
+    from qwenstack.serving import KeyRing, check_binding, open_socket
+    from qwenstack.storage import ApiKeys
 
     settings = load_settings(assignments, {"model": model, **options.by_key()}).value
     config = serve_config(settings)
-    check_binding(config)
-    with contextlib.closing(open_socket(config)) as listener:  # what can be refused is refused before a long download
-        pulled = fetch_model(settings)
-        _say(f"Loading {pulled.name} ...")
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(engine_config(settings, pulled), config, listener))
+    with open_storage(settings.storage) as database:  # what can be refused is refused before a long download
+        check_binding(config, KeyRing(config.api_keys, ApiKeys(database).snapshot()))
+        with contextlib.closing(open_socket(config)) as listener:
+            pulled = fetch_model(settings)
+            _say(f"Loading {pulled.name} ...")
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(_serve(engine_config(settings, pulled), config, listener, database))
 
 
-async def _serve(engine: EngineConfig, config: ServeConfig, listener: socket.socket) -> None:
+async def _serve(engine: EngineConfig, config: ServeConfig, listener: socket.socket, database: Database) -> None:
     """Load the model in a process of its own and serve it until a signal."""
     from qwenstack.engine.client import EngineClient
     from qwenstack.serving import create_app, serve_app
@@ -96,7 +100,7 @@ async def _serve(engine: EngineConfig, config: ServeConfig, listener: socket.soc
     client = await EngineClient.start(engine)
     try:
         config = replace(config, default_sampling=client.default_sampling)
-        app = create_app(client, config)
+        app = create_app(client, config, database=database)
         await serve_app(app, config, listener=listener, on_ready=lambda urls: _announce(client.card.id, urls))
     finally:
         await client.close()

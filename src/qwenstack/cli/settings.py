@@ -102,6 +102,14 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageSettings:
+    """Where API keys and the audit log are kept."""
+
+    url: Annotated[str | None, Trait.SECRET] = None
+    """Database, as sqlite:////folder/file.db or postgresql+psycopg://user@host/name; none: a file of the user's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HubSettings:
     """Where model files come from and where they are kept."""
 
@@ -126,6 +134,7 @@ class Settings:
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     hub: HubSettings = HubSettings()
+    storage: StorageSettings = StorageSettings()
 
 
 def load_settings(assignments: Iterable[str] = (), flags: Mapping[str, object] | None = None) -> Resolved[Settings]:
@@ -158,8 +167,17 @@ def state_dir() -> Path:
     return _user_path("state")
 
 
-def _user_path(kind: Literal["config", "state"]) -> Path:
+def data_dir() -> Path:
+    """Return the folder for what must not be lost, which need not exist."""
+    return _user_path("data")
+
+
+def _user_path(kind: Literal["config", "data", "state"]) -> Path:
     import platformdirs
 
-    find = platformdirs.user_config_path if kind == "config" else platformdirs.user_state_path
+    find = {
+        "config": platformdirs.user_config_path,
+        "data": platformdirs.user_data_path,
+        "state": platformdirs.user_state_path,
+    }[kind]
     return find("qwenstack", appauthor=False)

@@ -7,6 +7,7 @@
     │   ├── ModelFormatError                a model file is damaged or of a kind not read here
     │   └── DownloadError                   the bytes could not be fetched or have the wrong hash
     ├── CapacityError                       not enough memory or queue space; try later or smaller
+    ├── StorageError                        the database cannot be reached, is full or is damaged
     ├── RequestError                        the caller's request is wrong (HTTP 4xx)
     └── EngineError                         the engine failed on its own account (HTTP 5xx)
         └── EngineRestartingError           its process is being started again; try again in a moment
@@ -43,6 +44,10 @@ class DownloadError(CheckpointError):
 
 class CapacityError(QwenStackError):
     """There is not enough memory or queue space."""
+
+
+class StorageError(QwenStackError):
+    """The database cannot be reached, is full or is damaged."""
 
 
 class RequestError(QwenStackError):

@@ -1,11 +1,8 @@
-"""Who may call a route: every route says so by its class, and one that does not keeps the server from starting."""
+"""What it takes to call a route. Every route says so by its class; one that does not keeps the server from starting."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from enum import Enum
 from typing import ClassVar
 
 from fastapi import Request, Response
@@ -14,17 +11,9 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from qwenstack.core.errors import ConfigError
+from qwenstack.serving.identity import Access
 from qwenstack.serving.strict_json import parse_json
 from qwenstack.serving.wire.errors import WriteError, write_openai_error
-
-
-class Access(Enum):
-    """Who may call a route."""
-
-    PUBLIC = "public"
-    """Anyone who reaches the port."""
-    KEY = "key"
-    """Holders of an API key; anyone where none is configured."""
 
 
 class StrictRequest(Request):
@@ -46,7 +35,7 @@ class PublicRoute(APIRoute):
 class KeyRoute(APIRoute):
     """A route for holders of an API key, reading bodies with the strict JSON reader."""
 
-    access: ClassVar[Access] = Access.KEY
+    access: ClassVar[Access] = Access.INFERENCE
     write_error: ClassVar[WriteError] = staticmethod(write_openai_error)
     """How the clients of this route expect to be told of an error."""
 
@@ -61,6 +50,12 @@ class KeyRoute(APIRoute):
             return await handle(strict)
 
         return handle_strictly
+
+
+class MetricsRoute(KeyRoute):
+    """A route for whoever watches the server."""
+
+    access: ClassVar[Access] = Access.METRICS
 
 
 def declared_access(route: BaseRoute) -> Access | None:
@@ -97,23 +92,3 @@ def match_route(routes: Iterable[BaseRoute], scope: Scope) -> APIRoute | None:
         if match is Match.PARTIAL and partial is None:
             partial = route
     return partial
-
-
-class KeyRing:
-    """The API keys that open the server, kept as digests and compared in constant time."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        """Keep the digests alone."""
-        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
-
-    def tenant(self, presented: str | None) -> str | None:
-        """Return the name of whoever holds a presented key, which tells nothing of the key; None for a wrong one.
-
-        Where no keys are configured, everybody is the same tenant, the nameless one.
-        """
-        if not self._digests:
-            return ""
-        # A missing key is compared as well, and no match ends the loop: the time tells nothing.
-        digest = hashlib.sha256((presented or "").encode("utf-8", "surrogatepass")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return digest[:8].hex() if any(matches) and presented is not None else None

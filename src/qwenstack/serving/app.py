@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -14,9 +15,12 @@ from starlette.routing import BaseRoute
 
 from qwenstack.core.protocols import AsyncLLM
 from qwenstack.serving.access import check_routes
-from qwenstack.serving.config import ServeConfig, check_binding
+from qwenstack.serving.audit import RequestAudit
+from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.connection import Lifetime
 from qwenstack.serving.gate import Gate
+from qwenstack.serving.identity import KeyRing, check_binding
+from qwenstack.serving.key_watch import watching
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.openapi import API_DESCRIPTION, API_VERSION, build_openapi
 from qwenstack.serving.rest.anthropic import anthropic_routes
@@ -31,18 +35,28 @@ from qwenstack.serving.rest.qwen3 import qwen3_routes
 from qwenstack.serving.rest.tokens import token_routes
 from qwenstack.serving.service import GenerationService
 from qwenstack.serving.site import read_site, site_routes
+from qwenstack.storage import ApiKeys, AuditLog, Database
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
+def create_app(llm: AsyncLLM, config: ServeConfig, *, database: Database | None = None) -> FastAPI:
+    """Build the application.
 
-def create_app(llm: AsyncLLM, config: ServeConfig, *, lifespan: Lifespan | None = None) -> FastAPI:
-    """Build the application; `lifespan` may start and stop what the model needs.
+    Args:
+        llm: the model.
+        config: where and how it is served.
+        database: holds API keys and the audit log; None: only configured keys open the server, and nothing is logged.
 
     Raises:
         ConfigError: the configuration would leave the server open, or a route does not say who may call it.
+        StorageError: the database cannot be read.
     """
-    check_binding(config)
+    stored = ApiKeys(database) if database is not None else None
+    keys = KeyRing(config.api_keys, stored.snapshot() if stored is not None else None)
+    check_binding(config, keys)
     metrics = Metrics(config.served_model_name or llm.card.id)
+    audit = RequestAudit(
+        AuditLog(database).append if database is not None else None, count_lost=metrics.count_lost_audit
+    )
     backend = Backend(
         service=GenerationService(llm, config, metrics), lifetime=Lifetime(), ping_interval_s=config.ping_interval_s
     )
@@ -54,7 +68,7 @@ def create_app(llm: AsyncLLM, config: ServeConfig, *, lifespan: Lifespan | None 
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
+        lifespan=_lifespan(keys, stored, audit),
     )
     routers = (
         chat_routes(backend),
@@ -77,8 +91,20 @@ def create_app(llm: AsyncLLM, config: ServeConfig, *, lifespan: Lifespan | None 
     app.state.lifetime = backend.lifetime
     for error_type in (HTTPException, RequestValidationError):
         app.add_exception_handler(error_type, _leave_to_the_gate)
-    app.add_middleware(Gate, config=config, routes=routes, metrics=metrics)
+    app.add_middleware(Gate, config=config, routes=routes, keys=keys, metrics=metrics, audit=audit)
     return app
+
+
+def _lifespan(
+    keys: KeyRing, stored: ApiKeys | None, audit: RequestAudit
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def run_beside(_: FastAPI) -> AsyncGenerator[None]:
+        async with watching(keys, stored) if stored is not None else nullcontext():
+            yield
+        await asyncio.to_thread(audit.close)
+
+    return run_beside
 
 
 async def _leave_to_the_gate(request: Request, error: Exception) -> Response:  # noqa: ARG001

@@ -36,11 +36,11 @@ class ServeConfig:
     """
 
     host: str = "127.0.0.1"
-    """The address to listen on. Any but the loopback needs `api_keys`."""
+    """The address to listen on. Any but the loopback needs an API key."""
     port: int = 8000
     """The TCP port; 0 lets the system choose one."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Clients send one of them as `Authorization: Bearer KEY`. Without any, every key is accepted."""
+    """Clients send one of them as `Authorization: Bearer KEY`, or a stored one. Without any, every key is accepted."""
     served_model_name: str | None = None
     """The model's name in the API, where it is not to be the engine's."""
     allowed_hosts: tuple[str, ...] = ()
@@ -106,19 +106,6 @@ class ServeConfig:
     def is_loopback(self) -> bool:
         """Whether only programs of this machine can connect."""
         return is_loopback_host(self.host)
-
-
-def check_binding(config: ServeConfig) -> None:
-    """Refuse to open an unprotected server to other machines.
-
-    Raises:
-        ConfigError: the host can be reached from outside and no API key is set.
-    """
-    if not config.is_loopback and not config.api_keys:
-        raise ConfigError(
-            f"Other machines can reach host {config.host!r}, and no API key is set, so anyone could use the model. "
-            "Set a key (`--api-key` or `QWENSTACK_API_KEYS`), or listen on 127.0.0.1."
-        )
 
 
 def is_loopback_host(host: str) -> bool:

@@ -11,6 +11,10 @@ class UnknownModelError(RequestError):
     """The request names a model that is not served."""
 
 
+class ForbiddenModelError(RequestError):
+    """The caller's key is not for the model that the request names."""
+
+
 class ServerStoppingError(CapacityError):
     """The server is shutting down and takes no more work."""
 

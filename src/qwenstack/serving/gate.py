@@ -15,10 +15,12 @@ import msgspec
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qwenstack.serving.access import Access, KeyRing, declared_access, error_writer_of, match_route
+from qwenstack.serving.access import declared_access, error_writer_of, match_route
+from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig, is_loopback_host, parse_address
 from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
+from qwenstack.serving.identity import STRANGER, Access, Identity, KeyRing
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, WriteError, answer_error
 
@@ -96,26 +98,16 @@ class GateRules:
         self._takes_any_address = not config.is_loopback
         self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
         self._max_body_bytes = config.max_body_bytes
-        self._keys = KeyRing(config.api_keys)
 
-    def tenant_of(self, head: RequestHead) -> str | None:
-        """Return whose key a request shows, None where it shows none of ours."""
-        return self._keys.tenant(head.api_key)
-
-    def judge(self, head: RequestHead, access: Access) -> HttpError | None:
+    def judge(self, head: RequestHead, access: Access, identity: Identity) -> HttpError | None:
         """Decide whether a request may go on; None lets it through."""
         if head.repeated is not None:
             return HttpError(400, f"The header `{head.repeated}` came more than once.", code="repeated_header")
         refusal = self._judge_place(head, access)
         if refusal is not None:
             return refusal
-        if access is Access.KEY and self.tenant_of(head) is None:
-            return HttpError(
-                401,
-                "This server needs an API key: send it as `Authorization: Bearer KEY` (or as `X-Api-Key`).",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+        if not identity.may(access):
+            return _not_allowed(access, identity)
         return self._judge_body(head)
 
     def allows_origin(self, origin: str) -> bool:
@@ -134,7 +126,7 @@ class GateRules:
                 return None
             text = f"Pages of {origin[:100]!r} may not use this server. Add it to `allowed_origins` if they should."
             return HttpError(403, text, code="origin_not_allowed")
-        if access is Access.KEY and head.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+        if access is not Access.PUBLIC and head.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
             return HttpError(403, "Pages of other sites may not use this API.", code="origin_not_allowed")
         return None
 
@@ -171,6 +163,19 @@ def body_too_large(limit_bytes: int) -> HttpError:
     )
 
 
+def _not_allowed(access: Access, identity: Identity) -> HttpError:
+    if identity == STRANGER:
+        return HttpError(
+            401,
+            "This server needs an API key: send it as `Authorization: Bearer KEY` (or as `X-Api-Key`).",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return HttpError(
+        403, f"This API key is not for this: it lacks the scope `{access.value}`.", code="insufficient_scope"
+    )
+
+
 def _strip_port(host: str) -> str | None:
     """Return the name in a `Host` header; None where it is anything but NAME, NAME:PORT, [IPv6] or [IPv6]:PORT."""
     if host.startswith("["):
@@ -198,10 +203,21 @@ def _is_json(content_type: str) -> bool:
 class Gate:
     """ASGI middleware: judges each request, counts its body, and signs each answer."""
 
-    def __init__(self, app: ASGIApp, *, config: ServeConfig, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        config: ServeConfig,
+        routes: Sequence[BaseRoute],
+        keys: KeyRing,
+        metrics: Metrics,
+        audit: RequestAudit,
+    ) -> None:
         """Guard `app`, whose `routes` declare who may call them."""
         self._app = app
         self._rules = GateRules(config)
+        self._keys = keys
+        self._audit = audit
         self._max_body_bytes = config.max_body_bytes
         self._body_timeout_s = config.body_timeout_s
         self._routes = routes
@@ -223,17 +239,18 @@ class Gate:
         head = RequestHead.from_scope(scope)
         route = match_route(self._routes, scope)
         # What matches no route is nobody's: it needs a key, so that strangers learn nothing about what exists.
-        access = (declared_access(route) if route else None) or Access.KEY
+        access = (declared_access(route) if route else None) or Access.INFERENCE
+        identity = self._keys.identify(head.api_key, now_ms=time.time() * 1000)
         signed = _SignedSend(send, request_id=request_id, foreign_origin=self._foreign_origin(head))
         started_at = time.perf_counter()
         try:
             if signed.foreign_origin is not None and head.is_preflight():
                 await _send_preflight(signed)
                 return
-            refusal = self._rules.judge(head, access)
+            refusal = self._rules.judge(head, access, identity)
             if refusal is not None:
                 raise refusal
-            scope["state"]["tenant"] = self._rules.tenant_of(head) or ""
+            scope["state"]["identity"] = identity
             await self._app(scope, self._bounded(receive), signed)
         except Exception as error:  # noqa: BLE001 - nothing that a request causes may stay unanswered
             answer = answer_error(error, request_id=request_id)
@@ -243,12 +260,14 @@ class Gate:
                 raise ConnectionAbortedError("An answer broke off after it had begun.") from None
             await _send_error(signed, answer, error_writer_of(route))
         finally:
-            self._metrics.count_http(
-                method=head.method,
-                route=route.path if route else "unmatched",
-                status=signed.status or CLIENT_GONE_STATUS,
-                duration_s=time.perf_counter() - started_at,
-            )
+            path = route.path if route else "unmatched"
+            status = signed.status or CLIENT_GONE_STATUS
+            duration_s = time.perf_counter() - started_at
+            self._metrics.count_http(method=head.method, route=path, status=status, duration_s=duration_s)
+            if access is not Access.PUBLIC:
+                self._audit.note(
+                    identity, f"{head.method} {path}", status=status, request_id=request_id, duration_s=duration_s
+                )
 
     def _foreign_origin(self, head: RequestHead) -> str | None:
         origin = head.headers.get("origin")

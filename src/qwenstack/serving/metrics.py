@@ -52,6 +52,16 @@ class Metrics:
             "http_request_duration_seconds", "Time to the end of the HTTP answer.", ["handler"], registry=self._registry
         )
 
+        self._audit_lost = Counter(
+            "qwenstack:audit_records_lost",
+            "Requests that could not be written to the audit log.",
+            registry=self._registry,
+        )
+
+    def count_lost_audit(self, count: int) -> None:
+        """Count requests that were not written down."""
+        self._audit_lost.inc(count)
+
     def count_answer(self, finish_reason: FinishReason) -> None:
         """Count one finished answer."""
         self._success.labels(self._model_name, finish_reason).inc()

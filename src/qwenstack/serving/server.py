@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from qwenstack.core.errors import ConfigError
-from qwenstack.serving.config import ServeConfig, check_binding
+from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.connection import Lifetime
 
 OnReady = Callable[[Sequence[str]], None]
@@ -46,11 +46,7 @@ async def serve_app(
         config: the same configuration.
         listener: what `open_socket` opened.
         on_ready: called once with the addresses when requests are taken.
-
-    Raises:
-        ConfigError: the configuration would leave the server open.
     """
-    check_binding(config)
     lifetime: Lifetime = app.state.lifetime
     server = _Server(_uvicorn_config(app, config), lifetime=lifetime, on_ready=on_ready)
     await server.serve(sockets=[listener])

@@ -20,7 +20,8 @@ from qwenstack.core.protocols import AsyncLLM, EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.serving.config import ServeConfig
-from qwenstack.serving.errors import UnknownModelError
+from qwenstack.serving.errors import ForbiddenModelError, UnknownModelError
+from qwenstack.serving.identity import Identity
 from qwenstack.serving.merge import merge_streams
 from qwenstack.serving.metrics import Metrics, RequestTimer
 
@@ -121,19 +122,33 @@ class GenerationService:
         """Whether requests may name this."""
         return model in {self.card.id, DEFAULT_MODEL_NAME, *self.adapter_names}
 
-    def adapter_of(self, model: str) -> str | None:
+    def may_use(self, model: str, caller: Identity) -> bool:
+        """Whether somebody may use a model of this id."""
+        return caller.models is None or model in caller.models
+
+    def adapter_of(self, model: str, caller: Identity) -> str | None:
         """Return the adapter that a model's name stands for; None for the model as it is.
+
+        Every wire asks here, so this is also where a key that is for some models only is held to them.
 
         Raises:
             UnknownModelError: it is neither.
+            ForbiddenModelError: the caller may not use it.
         """
-        if model in {self.card.id, DEFAULT_MODEL_NAME}:
-            return None
-        if model in self.adapter_names:
-            return model
-        known = ", ".join(repr(name) for name in (self.card.id, *self.adapter_names))
-        text = f"The model {model[:200]!r} is not served here. This server has {known}; the first is also `default`."
-        raise UnknownModelError(text, param="model", code="model_not_found")
+        adapter = model if model in self.adapter_names else None
+        if adapter is None and model not in {self.card.id, DEFAULT_MODEL_NAME}:
+            known = ", ".join(repr(name) for name in self.names_for(caller))
+            text = f"The model {model[:200]!r} is not served here. This server has {known}."
+            raise UnknownModelError(text, param="model", code="model_not_found")
+        if not self.may_use(adapter or self.card.id, caller):
+            raise ForbiddenModelError(
+                f"This API key is not for the model {model[:200]!r}.", param="model", code="model_not_allowed"
+            )
+        return adapter
+
+    def names_for(self, caller: Identity) -> Sequence[str]:
+        """Return the models that somebody may use, the one without an adapter first."""
+        return [name for name in (self.card.id, *self.adapter_names) if self.may_use(name, caller)]
 
     def choose_params(
         self, given: Mapping[str, object], *, max_tokens: int | None = None, max_tokens_field: str = "max_tokens"

@@ -21,12 +21,13 @@ READY_TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="module")
-def client(smollm2_gguf: Path) -> Iterator[openai.OpenAI]:
+def client(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "qwenstack", "serve", str(smollm2_gguf), "--port", str(port)]
     command += ["--served-model-name", "small"]
+    command += ["--set", f"storage.url=sqlite:///{tmp_path_factory.mktemp('data') / 'q.db'}"]
     with subprocess.Popen(command) as server:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not answers(f"http://127.0.0.1:{port}/readyz"):

@@ -25,13 +25,17 @@ from toy_llm import ToyLLM
 from qwenstack.serving import ServeConfig, create_app, run_server
 config = ServeConfig(port=0, shutdown_timeout_s=1)
 llm = ToyLLM(endless=True, step_s=0.002)
+app = create_app(llm, config)
+own_lifespan = app.router.lifespan_context
 
 @contextlib.asynccontextmanager
-async def lifespan(app):
-    yield
+async def slowly_closed(app):
+    async with own_lifespan(app):
+        yield
     await asyncio.sleep(float(sys.argv[1]))
 
-run_server(create_app(llm, config, lifespan=lifespan), config, on_ready=lambda urls: print(*urls, flush=True))
+app.router.lifespan_context = slowly_closed
+run_server(app, config, on_ready=lambda urls: print(*urls, flush=True))
 print("closed", llm.num_open, flush=True)
 """
 

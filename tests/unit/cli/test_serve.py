@@ -21,7 +21,7 @@ def nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_host_without_a_key_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["serve", "--host", "0.0.0.0"]) == 2
-    assert "no API key is set" in capsys.readouterr().err
+    assert "there is no API key" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_named_with_the_option_to_change_it(capsys: pytest.CaptureFixture[str]):

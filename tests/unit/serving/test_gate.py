@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import httpx
 import pytest
@@ -15,8 +15,9 @@ from toy_llm import ToyLLM
 
 from qwenstack.core.errors import ConfigError
 from qwenstack.serving import ServeConfig, check_binding, create_app
-from qwenstack.serving.access import Access, KeyRing, KeyRoute, check_routes, declared_access
+from qwenstack.serving.access import KeyRoute, check_routes, declared_access
 from qwenstack.serving.gate import GateRules, RequestHead
+from qwenstack.serving.identity import STRANGER, Access, KeyRing
 
 KEY = "sk-a-long-test-key"
 JSON = {"content-type": "application/json"}
@@ -29,8 +30,10 @@ def head(method: str = "POST", scheme: str = "http", **headers: str) -> RequestH
     return RequestHead(method=method, scheme=scheme, headers=named)
 
 
-def status(rules: GateRules, request: RequestHead, access: Access = Access.KEY) -> int | None:
-    refusal = rules.judge(request, access)
+def status(
+    rules: GateRules, request: RequestHead, access: Access = Access.INFERENCE, *, keys: Sequence[str] = ()
+) -> int | None:
+    refusal = rules.judge(request, access, KeyRing(keys).identify(request.api_key, now_ms=0))
     return None if refusal is None else refusal.status
 
 
@@ -137,11 +140,11 @@ def test_sec_22_an_announced_length_over_the_limit_is_refused(length: str) -> No
     [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {KEY}x", "Bearer \xff"],
 )
 def test_sec_12_without_the_key_nothing_but_the_public_opens(authorization: str | None) -> None:
-    rules = GateRules(ServeConfig(api_keys=("another-key", KEY)))
+    keys = ("another-key", KEY)
     headers = {} if authorization is None else {"authorization": authorization}
-    assert status(rules, head(**headers)) == 401
-    assert status(rules, head("GET", **headers), Access.PUBLIC) is None
-    assert status(rules, head(authorization=f"bearer  {KEY}")) is None
+    assert status(LOCAL, head(**headers), keys=keys) == 401
+    assert status(LOCAL, head("GET", **headers), Access.PUBLIC, keys=keys) is None
+    assert status(LOCAL, head(authorization=f"bearer  {KEY}"), keys=keys) is None
 
 
 @given(presented=st.text(max_size=40), keys=st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=4))
@@ -149,13 +152,15 @@ def test_sec_12_without_the_key_nothing_but_the_public_opens(authorization: str 
 def test_sec_15_a_ring_opens_for_its_own_keys_alone(presented: str, keys: list[str]) -> None:
     keys = [key.encode("utf-8", "ignore").decode() + "k" for key in keys]
     ring = KeyRing(keys)
-    assert (ring.tenant(presented) is not None) == (presented in keys)
-    assert len({ring.tenant(key) for key in keys} - {None}) == len(set(keys))
-    assert ring.tenant(None) is None
+    assert ring.identify(presented, now_ms=0).may(Access.INFERENCE) == (presented in keys)
+    assert len({ring.identify(key, now_ms=0).tenant for key in keys}) == len(set(keys))
+    assert ring.identify(None, now_ms=0) == STRANGER
 
 
 def test_without_keys_everybody_is_the_nameless_tenant() -> None:
-    assert KeyRing([]).tenant(None) == KeyRing([]).tenant("whatever") == ""
+    for presented in (None, "whatever"):
+        identity = KeyRing().identify(presented, now_ms=0)
+        assert (identity.tenant, identity.may(Access.INFERENCE), identity.may(Access.METRICS)) == ("", True, True)
 
 
 @pytest.mark.parametrize("name", ["host", "origin", "content-length", "authorization", "content-type"])
@@ -169,12 +174,12 @@ def test_sec_21_a_header_with_two_values_is_refused(name: str) -> None:
 def test_sec_12_an_open_server_without_a_key_does_not_start() -> None:
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org", ""):
         with pytest.raises(ConfigError, match="API key"):
-            check_binding(ServeConfig(host=host))
+            check_binding(ServeConfig(host=host), KeyRing())
         with pytest.raises(ConfigError, match="API key"):
             create_app(ToyLLM(), ServeConfig(host=host))
     for host in ("127.0.0.1", "localhost", "::1", "127.1.2.3"):
-        check_binding(ServeConfig(host=host))
-    check_binding(ServeConfig(host="0.0.0.0", api_keys=(KEY,)))
+        check_binding(ServeConfig(host=host), KeyRing())
+    check_binding(ServeConfig(host="0.0.0.0"), KeyRing([KEY]))
 
 
 def test_sec_12_every_route_declares_who_may_call_it() -> None:

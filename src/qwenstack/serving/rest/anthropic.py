@@ -17,10 +17,10 @@ from qwenstack.serving.rest.endpoint import (
     StreamForm,
     error_responses,
     generation_responses,
+    identity_of,
     json_response,
     key_router,
     request_id_of,
-    tenant_of,
 )
 from qwenstack.serving.service import GenerationJob, GenerationService, UsageTally
 from qwenstack.serving.wire.anthropic import (
@@ -67,9 +67,9 @@ def anthropic_routes(backend: Backend) -> APIRouter:
         response_model=CountTokensResponse,
         responses=error_responses(400, 404, 413, 415, 500, body=AnthropicErrorBody),
     )
-    async def count_tokens(body: CountTokensRequest) -> Response:
+    async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
         """Count what a conversation takes of the context, the template's own words included."""
-        backend.service.adapter_of(body.model)
+        backend.service.adapter_of(body.model, identity_of(request))
         token_ids = await backend.service.encode_chat(
             body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking
         )
@@ -91,7 +91,8 @@ ANTHROPIC_STREAM = StreamForm(media_type="text/event-stream", ping=_encode({"typ
 
 
 async def _read_request(service: GenerationService, body: MessageRequest, request: Request) -> GenerationJob:
-    options = RequestOptions(tenant=tenant_of(request), adapter=service.adapter_of(body.model))
+    caller = identity_of(request)
+    options = RequestOptions(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
     params = service.choose_params(body.sampling_changes())
     prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking)
     return GenerationJob(request_id=f"msg_{request_id_of(request)}", prompts=[prompt], params=params, options=options)

@@ -13,10 +13,10 @@ from qwenstack.core.outputs import CompletionOutput, TokenLogprob
 from qwenstack.serving.rest.endpoint import (
     Backend,
     generation_responses,
+    identity_of,
     json_response,
     key_router,
     request_id_of,
-    tenant_of,
 )
 from qwenstack.serving.service import GenerationJob, GenerationService, Piece, UsageTally
 from qwenstack.serving.wire.chat import (
@@ -56,7 +56,8 @@ def chat_routes(backend: Backend) -> APIRouter:
 
 
 async def _read_request(service: GenerationService, body: ChatCompletionRequest, request: Request) -> GenerationJob:
-    options = body.request_options(tenant=tenant_of(request), adapter=service.adapter_of(body.model))
+    caller = identity_of(request)
+    options = body.request_options(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
     params = service.choose_params(body.sampling_changes(), max_tokens_field=body.max_tokens_field)
     prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking())
     request_id = f"chatcmpl-{request_id_of(request)}"

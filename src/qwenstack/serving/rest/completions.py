@@ -13,10 +13,10 @@ from qwenstack.core.outputs import RequestOutput
 from qwenstack.serving.rest.endpoint import (
     Backend,
     generation_responses,
+    identity_of,
     json_response,
     key_router,
     request_id_of,
-    tenant_of,
 )
 from qwenstack.serving.service import GenerationJob, GenerationService, Piece, Prompt, UsageTally
 from qwenstack.serving.wire.chat import wire_finish_reason
@@ -56,7 +56,8 @@ def completion_routes(backend: Backend) -> APIRouter:
 
 
 async def _read_request(service: GenerationService, body: CompletionRequest, request: Request) -> GenerationJob:
-    options = body.request_options(tenant=tenant_of(request), adapter=service.adapter_of(body.model))
+    caller = identity_of(request)
+    options = body.request_options(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
     params = service.choose_params(body.sampling_changes(), max_tokens=DEFAULT_MAX_TOKENS)
     if body.suffix is not None:
         prompt, params = await service.read_gap(body.to_gap(), params)

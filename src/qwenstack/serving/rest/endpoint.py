@@ -15,6 +15,7 @@ from fastapi.security import HTTPBearer
 from qwenstack.serving.access import KeyRoute
 from qwenstack.serving.connection import EventStream, Lifetime, run_while_connected
 from qwenstack.serving.failure_log import log_failure
+from qwenstack.serving.identity import Identity
 from qwenstack.serving.service import GenerationService
 from qwenstack.serving.wire.errors import ErrorAnswer, ErrorBody, answer_error, write_openai_error
 from qwenstack.serving.wire.sse import PING, encode_event
@@ -107,10 +108,10 @@ def json_response(payload: object, *, status: int = 200) -> Response:
     return Response(msgspec.json.encode(payload), status_code=status, media_type="application/json")
 
 
-def tenant_of(request: Request) -> str:
-    """Return whose key the request showed, as the gate found out."""
-    tenant: str = request.state.tenant
-    return tenant
+def identity_of(request: Request) -> Identity:
+    """Return who is calling, as the gate found out."""
+    identity: Identity = request.state.identity
+    return identity
 
 
 def request_id_of(request: Request) -> str:

@@ -8,7 +8,7 @@ from fastapi import Response
 from fastapi.routing import APIRouter
 from typing_extensions import TypedDict
 
-from qwenstack.serving.access import PublicRoute
+from qwenstack.serving.access import MetricsRoute, PublicRoute
 from qwenstack.serving.metrics import CONTENT_TYPE, Metrics
 from qwenstack.serving.rest.endpoint import Backend, json_response, key_router
 
@@ -51,7 +51,7 @@ def health_routes(backend: Backend) -> APIRouter:
 
 def metrics_routes(backend: Backend, metrics: Metrics) -> APIRouter:
     """Make the page that Prometheus reads."""
-    router = key_router()
+    router = key_router(MetricsRoute)
 
     @router.get(
         "/metrics",

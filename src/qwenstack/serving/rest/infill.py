@@ -17,10 +17,10 @@ from qwenstack.serving.rest.chat import complete_chat, stream_chat
 from qwenstack.serving.rest.endpoint import (
     Backend,
     generation_responses,
+    identity_of,
     json_response,
     key_router,
     request_id_of,
-    tenant_of,
 )
 from qwenstack.serving.service import DEFAULT_MODEL_NAME, GenerationJob, GenerationService, UsageTally
 from qwenstack.serving.wire.chat import ChatCompletion
@@ -51,9 +51,10 @@ def infill_routes(backend: Backend) -> APIRouter:
         """Write what belongs between what stands before the cursor and what stands after it."""
         params = service.choose_params(body.sampling_changes(), max_tokens_field="n_predict")
         prompt, params = await service.read_gap(body.to_gap(), params, may_cut=True)
+        caller = identity_of(request)
         options = RequestOptions(
-            tenant=tenant_of(request),
-            adapter=service.adapter_of(body.model or DEFAULT_MODEL_NAME),
+            tenant=caller.tenant,
+            adapter=service.adapter_of(body.model or DEFAULT_MODEL_NAME, caller),
             prefix_cache=body.cache_prompt is not False,
         )
         job = GenerationJob(
@@ -74,7 +75,8 @@ def infill_routes(backend: Backend) -> APIRouter:
         """Write what belongs between a text and its suffix."""
         params = service.choose_params(body.sampling_changes())
         prompt, params = await service.read_gap(Gap(prefix=body.prompt, suffix=body.suffix or ""), params)
-        options = RequestOptions(tenant=tenant_of(request), adapter=service.adapter_of(body.model))
+        caller = identity_of(request)
+        options = RequestOptions(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
         job = GenerationJob(
             request_id=f"fim-{request_id_of(request)}", prompts=[prompt], params=params, options=options
         )

@@ -15,14 +15,15 @@ from fastapi.routing import APIRouter
 from qwenstack.core.outputs import CompletionOutput, OutputDelta
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.serving.access import KeyRoute
+from qwenstack.serving.identity import Identity
 from qwenstack.serving.rest.endpoint import (
     Backend,
     StreamForm,
     generation_responses,
+    identity_of,
     json_response,
     key_router,
     request_id_of,
-    tenant_of,
 )
 from qwenstack.serving.service import GenerationJob, GenerationService, Prompt, UsageTally
 from qwenstack.serving.wire.errors import ErrorAnswer, WriteError
@@ -68,7 +69,7 @@ def ollama_routes(backend: Backend) -> APIRouter:
     async def answer(body: RequestFields, request: Request, prompt: Prompt | None, write_line: WriteLine) -> Response:
         job = _make_job(service, body, request, prompt)
         if job is None:
-            return json_response(_loaded(service, body, write_line))
+            return json_response(_loaded(service, body, request, write_line))
         if body.wants_stream:
             return backend.stream(request, _stream_lines(service, job, write_line), OLLAMA_STREAM)
         return json_response(await backend.run(request, _complete(service, job, write_line)))
@@ -97,9 +98,9 @@ def ollama_routes(backend: Backend) -> APIRouter:
         return await answer(body, request, prompt, _write_generate_line)
 
     @router.get("/api/tags", summary="List the models (Ollama)", response_model=TagsResponse)
-    async def list_tags() -> Response:
+    async def list_tags(request: Request) -> Response:
         """List what is served: the model, and it with each of its adapters."""
-        names = [service.card.id, *service.adapter_names]
+        names = service.names_for(identity_of(request))
         tags: TagsResponse = {"models": [write_listed(name, service.card) for name in names]}
         return json_response(tags)
 
@@ -127,7 +128,8 @@ def _make_job(
     service: GenerationService, body: RequestFields, request: Request, prompt: Prompt | None
 ) -> GenerationJob | None:
     """Check a request; None where it only asks for the model to be loaded."""
-    options = RequestOptions(tenant=tenant_of(request), adapter=_adapter_of(service, body))
+    caller = identity_of(request)
+    options = RequestOptions(tenant=caller.tenant, adapter=_adapter_of(service, body, caller))
     params = service.choose_params(body.sampling_changes(), max_tokens_field="options.num_predict")
     if prompt is None:
         return None
@@ -136,9 +138,10 @@ def _make_job(
     )
 
 
-def _adapter_of(service: GenerationService, body: RequestFields) -> str | None:
+def _adapter_of(service: GenerationService, body: RequestFields, caller: Identity) -> str | None:
     """Return the adapter that a name stands for, with or without the tag that clients add."""
-    return service.adapter_of(body.model if service.is_served(body.model) else body.model.removesuffix(LATEST))
+    model = body.model if service.is_served(body.model) else body.model.removesuffix(LATEST)
+    return service.adapter_of(model, caller)
 
 
 def _new_line(model: str) -> Line:
@@ -156,8 +159,8 @@ def _write_generate_line(line: Line, turn: AnswerTurn) -> OllamaGenerateLine:
     return written
 
 
-def _loaded(service: GenerationService, body: RequestFields, write_line: WriteLine) -> Line:
-    line = _new_line(_adapter_of(service, body) or service.card.id)
+def _loaded(service: GenerationService, body: RequestFields, request: Request, write_line: WriteLine) -> Line:
+    line = _new_line(_adapter_of(service, body, identity_of(request)) or service.card.id)
     line["done"], line["done_reason"] = True, "load"
     return write_line(line, {"role": "assistant", "content": ""})
 

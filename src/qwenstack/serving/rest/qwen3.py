@@ -10,12 +10,12 @@ from qwenstack.core.request_options import RequestOptions
 from qwenstack.serving.rest.endpoint import (
     Backend,
     error_responses,
+    identity_of,
     json_response,
     key_router,
     request_id_of,
-    tenant_of,
 )
-from qwenstack.serving.service import GenerationJob, GenerationService
+from qwenstack.serving.service import DEFAULT_MODEL_NAME, GenerationJob, GenerationService
 from qwenstack.serving.wire.qwen3 import GenerateRequest, GenerateResponse
 
 
@@ -31,13 +31,15 @@ def qwen3_routes(backend: Backend) -> APIRouter:
     )
     async def generate(body: GenerateRequest, request: Request) -> Response:
         """Take the prompt for one user message and answer it."""
+        caller = identity_of(request)
+        adapter = backend.service.adapter_of(DEFAULT_MODEL_NAME, caller)
         prompt = await backend.service.read_chat([Message(role="user", content=body.prompt)])
         params = backend.service.choose_params({"max_tokens": body.max_length}, max_tokens_field="max_length")
         job = GenerationJob(
             request_id=f"gen-{request_id_of(request)}",
             prompts=[prompt],
             params=params,
-            options=RequestOptions(tenant=tenant_of(request)),
+            options=RequestOptions(tenant=caller.tenant, adapter=adapter),
         )
         return json_response(await backend.run(request, _complete(backend.service, job)))
 

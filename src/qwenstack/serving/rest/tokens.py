@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import Response
+from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
-from qwenstack.serving.rest.endpoint import Backend, error_responses, json_response, key_router
+from qwenstack.serving.rest.endpoint import Backend, error_responses, identity_of, json_response, key_router
 from qwenstack.serving.wire.tokens import (
     ApplyTemplateRequest,
     ApplyTemplateResponse,
@@ -28,9 +28,9 @@ def token_routes(backend: Backend) -> APIRouter:
     service = backend.service
 
     @router.post("/tokenize", summary="Turn a text into tokens", response_model=TokenizeResponse, responses=_RESPONSES)
-    async def tokenize(body: TokenizeRequest) -> Response:
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         """Turn a text, or a conversation as the model reads it, into tokens."""
-        service.adapter_of(body.model)
+        service.adapter_of(body.model, identity_of(request))
         source = body.source()
         if isinstance(source, str):
             token_ids = await service.tokenize(source)
@@ -50,9 +50,9 @@ def token_routes(backend: Backend) -> APIRouter:
     @router.post(
         "/detokenize", summary="Turn tokens into a text", response_model=DetokenizeResponse, responses=_RESPONSES
     )
-    async def detokenize(body: DetokenizeRequest) -> Response:
+    async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
         """Turn tokens into the text that they stand for, control tokens included."""
-        service.adapter_of(body.model)
+        service.adapter_of(body.model, identity_of(request))
         answer: DetokenizeResponse = {"content": await service.detokenize(body.tokens)}
         return json_response(answer)
 
@@ -62,9 +62,9 @@ def token_routes(backend: Backend) -> APIRouter:
         response_model=ApplyTemplateResponse,
         responses=_RESPONSES,
     )
-    async def apply_template(body: ApplyTemplateRequest) -> Response:
+    async def apply_template(body: ApplyTemplateRequest, request: Request) -> Response:
         """Write a conversation as the model reads it."""
-        service.adapter_of(body.model)
+        service.adapter_of(body.model, identity_of(request))
         messages = body.to_messages()
         token_ids = await service.encode_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking)
         answer: ApplyTemplateResponse = {"prompt": await asyncio.to_thread(service.text_of, token_ids)}

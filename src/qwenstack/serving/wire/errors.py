@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from qwenstack.core.errors import CapacityError, EngineError, EngineRestartingError, RequestError
 from qwenstack.core.outputs import OVERLOADED
-from qwenstack.serving.errors import HttpError, UnknownModelError
+from qwenstack.serving.errors import ForbiddenModelError, HttpError, UnknownModelError
 from qwenstack.serving.wire.validation import ValidationFailure, describe_failure
 
 RETRY_AFTER_S = 1
@@ -62,6 +62,8 @@ def answer_error(error: Exception, *, request_id: str) -> ErrorAnswer:
             return _answer(error.status, error, headers=error.headers)
         case UnknownModelError():
             return _answer(404, error)
+        case ForbiddenModelError():
+            return _answer(403, error)
         case RequestError(code="quarantined"):
             return _answer(422, error)
         case RequestError():

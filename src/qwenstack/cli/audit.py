@@ -1,0 +1,90 @@
+"""`qwenstack audit`: who did what with the server."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+from cyclopts import App, Parameter, validators
+
+from qwenstack.cli.options import AsJson, Assignments
+from qwenstack.cli.output import print_json, print_table
+from qwenstack.cli.settings import load_settings
+from qwenstack.cli.storage import open_storage
+from qwenstack.core.errors import QwenStackError
+
+audit = App(name="audit", help="Read, or check, the log of who did what with the server.")
+
+
+@audit.command
+def show(
+    *,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100_000))] = 50,
+    as_json: AsJson = False,
+    assignments: Assignments = (),
+) -> None:
+    """Show the newest entries, the newest first.
+
+    Parameters
+    ----------
+    limit
+        Entries, at most.
+    """
+    from qwenstack.storage import AuditLog
+
+    with open_storage(load_settings(assignments).value.storage) as database:
+        entries = AuditLog(database).newest(limit)
+    if as_json:
+        print_json(
+            [
+                {
+                    "seq": entry.seq,
+                    "at_ms": entry.at_ms,
+                    "actor": entry.record.actor,
+                    "action": entry.record.action,
+                    "subject": entry.record.subject,
+                    "outcome": entry.record.outcome,
+                    "details": entry.record.details,
+                    "hash": entry.hash.hex(),
+                }
+                for entry in entries
+            ]
+        )
+        return
+    rows = [
+        [
+            str(entry.seq),
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.at_ms / 1000)),
+            entry.record.actor,
+            entry.record.action,
+            entry.record.subject,
+            entry.record.outcome,
+        ]
+        for entry in entries
+    ]
+    print_table(["SEQ", "TIME", "ACTOR", "ACTION", "SUBJECT", "OUTCOME"], rows)
+
+
+@audit.command
+def verify(*, as_json: AsJson = False, assignments: Assignments = ()) -> None:
+    """Compute the chain of hashes again: an entry that was changed, removed or moved breaks it.
+
+    The hash it prints stands for all entries so far. Kept elsewhere, it also tells when the newest ones are cut off.
+    """
+    from qwenstack.storage import AuditLog
+
+    with open_storage(load_settings(assignments).value.storage) as database:
+        result = AuditLog(database).verify()
+    if as_json:
+        print_json(
+            {
+                "entries": result.num_entries,
+                "hash": result.last_hash.hex(),
+                "broken_at": result.broken_at,
+            }
+        )
+    if result.broken_at is not None:
+        raise QwenStackError(f"The audit log is not what was written: entry {result.broken_at} is missing or changed.")
+    if not as_json:
+        sys.stdout.write(f"{result.num_entries} entries are whole; the last hash is {result.last_hash.hex()}\n")

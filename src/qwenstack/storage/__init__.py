@@ -1,0 +1,24 @@
+"""What must outlive a process: API keys and the audit log, in SQLite or PostgreSQL.
+
+`open_database` opens or makes a database and brings its tables up to date; `ApiKeys` and `AuditLog` are what it holds.
+Whatever a function here has returned from is on the disk. The package knows nothing of HTTP or of models.
+"""
+
+from qwenstack.storage.api_keys import SCOPES, ApiKey, ApiKeys, KeySnapshot, NewKey, Scope
+from qwenstack.storage.audit import AuditEntry, AuditLog, AuditRecord, Verification
+from qwenstack.storage.database import Database, open_database
+
+__all__ = [
+    "SCOPES",
+    "ApiKey",
+    "ApiKeys",
+    "AuditEntry",
+    "AuditLog",
+    "AuditRecord",
+    "Database",
+    "KeySnapshot",
+    "NewKey",
+    "Scope",
+    "Verification",
+    "open_database",
+]

@@ -1,0 +1,154 @@
+"""Who did what: an append-only log in which each entry's hash covers the one before it.
+
+Whoever changes, removes or reorders entries in the database breaks the chain, and `AuditLog.verify` says where. To cut
+off the newest entries as well as the note of where the chain ends leaves a chain that is whole: keep the hash that
+`verify` prints somewhere else to notice that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, Row, RowMapping, insert, select, update
+
+from qwenstack.storage.database import Database, lock_state
+from qwenstack.storage.schema import audit, state
+
+_PAGE = 1000
+"""Entries read at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """Something that happened, as it is written down."""
+
+    actor: str
+    """Who: a key's id, or how somebody on the machine itself came in, such as `command line`."""
+    action: str
+    """What, such as `key.create`."""
+    subject: str = ""
+    """To what: an id, a route, a model."""
+    outcome: str = "ok"
+    details: Mapping[str, object] = field(default_factory=dict[str, object])
+    """More, as JSON can hold it; never secrets, and never what users wrote."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """A record in the log."""
+
+    seq: int
+    at_ms: int
+    """Milliseconds since 1970, by the clock of whoever wrote it."""
+    record: AuditRecord
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What came of checking the chain."""
+
+    num_entries: int
+    last_hash: bytes
+    broken_at: int | None
+    """The first entry that is missing or is not what its hash says; None: all are whole."""
+
+
+class AuditLog:
+    """The log of one database."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+        """Use a database that `open_database` opened."""
+        self._database = database
+        self._clock = clock
+
+    def append(self, records: Sequence[AuditRecord]) -> None:
+        """Write records down, in this order, all of them or none.
+
+        Raises:
+            StorageError: the database cannot be written to.
+        """
+        if records:
+            self._database.write(lambda connection: self.append_within(connection, records))
+
+    def append_within(self, connection: Connection, records: Sequence[AuditRecord]) -> None:
+        """Do the same as a part of a transaction, so that an act and its record are written together."""
+        lock_state(connection)
+        seq, digest = connection.execute(select(state.c.audit_seq, state.c.audit_hash)).one()
+        rows: list[dict[str, object]] = []
+        for record in records:
+            seq += 1
+            row = _row_of(record, seq=seq, at_ms=int(self._clock() * 1000))
+            digest = _hash(digest, row)
+            rows.append({**row, "hash": digest})
+        connection.execute(insert(audit), rows)
+        connection.execute(update(state).values(audit_seq=seq, audit_hash=digest))
+
+    def newest(self, limit: int = 100, *, before: int | None = None) -> list[AuditEntry]:
+        """Return entries, the newest first; with `before`, those older than that number."""
+        query = select(audit).order_by(audit.c.seq.desc()).limit(limit)
+        if before is not None:
+            query = query.where(audit.c.seq < before)
+        return self._database.read(lambda connection: [_entry_of(row) for row in connection.execute(query)])
+
+    def verify(self) -> Verification:
+        """Compute the whole chain again."""
+        return self._database.read(_verify)
+
+
+def _verify(connection: Connection) -> Verification:
+    digest, expected = bytes(32), 1
+    for row in _all_rows(connection):
+        digest = _hash(digest, row)
+        if row["seq"] != expected or digest != row["hash"]:
+            return Verification(num_entries=expected - 1, last_hash=digest, broken_at=expected)
+        expected += 1
+    last_seq, last_hash = connection.execute(select(state.c.audit_seq, state.c.audit_hash)).one()
+    is_whole = (last_seq, last_hash) == (expected - 1, digest)
+    return Verification(num_entries=expected - 1, last_hash=digest, broken_at=None if is_whole else expected)
+
+
+def _all_rows(connection: Connection) -> Iterator[RowMapping]:
+    last = -(1 << 62)
+    query = select(audit).order_by(audit.c.seq).limit(_PAGE)
+    while rows := connection.execute(query.where(audit.c.seq > last)).mappings().all():
+        yield from rows
+        last = rows[-1]["seq"]
+
+
+def _row_of(record: AuditRecord, *, seq: int, at_ms: int) -> dict[str, object]:
+    details = json.dumps(record.details, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    return {
+        "seq": seq,
+        "at_ms": at_ms,
+        "actor": _plain(record.actor, 100),
+        "action": _plain(record.action, 64),
+        "subject": _plain(record.subject, 200),
+        "outcome": _plain(record.outcome, 32),
+        "details": details.replace("\\u0000", ""),  # PostgreSQL's text has none
+    }
+
+
+def _plain(text: str, limit: int) -> str:
+    """Return text that every database takes and every terminal may show."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)[:limit]
+
+
+def _hash(previous: bytes, row: Mapping[str, object] | RowMapping) -> bytes:
+    """Return SHA-256 over the previous hash and the row as a JSON list, in the order of the columns."""
+    written = json.dumps([row[name] for name in _HASHED], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(previous + written.encode()).digest()
+
+
+_HASHED = ("seq", "at_ms", "actor", "action", "subject", "outcome", "details")
+
+
+def _entry_of(row: Row[tuple[object, ...]]) -> AuditEntry:
+    record = AuditRecord(
+        actor=row.actor, action=row.action, subject=row.subject, outcome=row.outcome, details=json.loads(row.details)
+    )
+    return AuditEntry(seq=row.seq, at_ms=row.at_ms, record=record, hash=row.hash)

@@ -1,0 +1,162 @@
+"""One database: opened, brought up to date, read and written in transactions.
+
+SQLite (`sqlite:///PATH`) is for one machine: write-ahead log, and every commit waits for the disk. PostgreSQL
+(`postgresql+psycopg://...`) is for several. Statements are SQLAlchemy's, so values never become SQL text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from qwenstack.core.errors import ConfigError, StorageError
+from qwenstack.storage.migrations import NEWEST_REVISION, current_revision, upgrade
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
+ResultT = TypeVar("ResultT")
+
+_BUSY_TIMEOUT_MS = 15_000
+"""How long one process waits for another that writes; longer than any transaction here should take."""
+
+
+class Database:
+    """A database whose tables are up to date; safe to use from any thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Take over an engine; `open_database` makes one."""
+        self._engine = engine
+        # SQLite has one writer at a time. Threads of this process wait for their turn here, in order and without
+        # polling; only other processes are waited for by SQLite's own busy timeout.
+        self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a file of this machine."""
+        return self._engine.dialect.name == "sqlite"
+
+    @property
+    def path(self) -> Path | None:
+        """The file, where there is one."""
+        return Path(self._engine.url.database) if self.is_sqlite and self._engine.url.database else None
+
+    def read(self, work: Callable[[Connection], ResultT]) -> ResultT:
+        """Run some reads on one consistent state.
+
+        Raises:
+            StorageError: the database cannot be reached or is damaged.
+        """
+        try:
+            with self._engine.connect() as connection, connection.begin():
+                return work(connection)
+        except SQLAlchemyError as error:
+            raise StorageError(f"The database cannot be read: {_reason(error)}.") from error
+
+    def write(self, work: Callable[[Connection], ResultT]) -> ResultT:
+        """Run one transaction; when this returns, what it wrote is on the disk, and if it raises, nothing is.
+
+        Raises:
+            StorageError: the database cannot be written to.
+        """
+        try:
+            with self._turn, self._engine.connect() as connection:
+                writer = connection.execution_options(qwenstack_writes=True)
+                with writer.begin():
+                    return work(writer)
+        except SQLAlchemyError as error:
+            raise StorageError(f"The database cannot be written to: {_reason(error)}.") from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def open_database(url: str) -> Database:
+    """Open a database, making it where there is none, and bring its tables up to date.
+
+    Raises:
+        ConfigError: the URL is none that is understood, or its driver is not installed.
+        StorageError: it cannot be opened, or was made by a newer version.
+    """
+    engine = _engine_of(url)
+    database = Database(engine)
+    try:
+        if (path := database.path) is not None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+        revision = database.read(current_revision)
+        if revision != NEWEST_REVISION:
+            database.write(upgrade)
+    except OSError as error:
+        raise StorageError(
+            f"The database at {_shown(engine)} cannot be made: {error.strerror}. Choose another with `storage.url`."
+        ) from error
+    return database
+
+
+def lock_state(connection: Connection) -> None:
+    """Make other writers wait until this transaction has ended; SQLite does so from its beginning."""
+    from qwenstack.storage.schema import state
+
+    connection.execute(select(state.c.id).with_for_update())
+
+
+def _engine_of(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
+            raise ConfigError(f"A database of the kind {parsed.get_backend_name()!r} is not used here; {_FORMS}")
+        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            "The driver for PostgreSQL is missing: install `qwenstack[postgres]` and begin the URL with "
+            "`postgresql+psycopg://`."
+        ) from error
+    except ArgumentError as error:
+        raise ConfigError(f"The database's URL cannot be read; {_FORMS}") from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+_FORMS = "give `sqlite:////folder/file.db` or `postgresql+psycopg://user@host/name`."
+
+
+def _set_up_sqlite(connection: DBAPIConnection, _: object) -> None:
+    """Leave transactions to us, and let a commit return only when the disk has it."""
+    connection.isolation_level = None  # the driver's own BEGIN comes too late to hold a consistent state
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout = {_BUSY_TIMEOUT_MS}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "trusted_schema = OFF",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock at once where the transaction will write: a later wish for it can be refused for good."""
+    writes = connection.get_execution_options().get("qwenstack_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _shown(engine: Engine) -> str:
+    return repr(engine.url.render_as_string(hide_password=True))
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """Return the driver's words without the statement and its values."""
+    words = str(error.orig) if isinstance(error, DBAPIError) and error.orig is not None else type(error).__name__
+    return words.strip().splitlines()[0].rstrip(".") if words.strip() else type(error).__name__

@@ -1,0 +1,82 @@
+"""`qwenstack keys` and `qwenstack audit`: a key is shown once, and what was done is told."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from qwenstack.cli.app import main
+from qwenstack.storage import ApiKeys, open_database
+
+
+@pytest.fixture
+def path(home: Path) -> Path:
+    return home / ".local" / "share" / "qwenstack" / "qwenstack.db"
+
+
+def test_a_key_is_made_listed_and_revoked(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "list"]) == 0
+    assert "qwenstack keys create" in capsys.readouterr().err
+    assert main(["keys", "create", "my laptop", "--tenant", "me", "--expires-in", "90d", "--model", "m"]) == 0
+    shown = capsys.readouterr()
+    key = shown.out.strip()
+    assert re.fullmatch(r"qs-[a-z2-7]{16}\.[\w-]{43}", key)
+    assert "shown this once" in shown.err
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    found = ApiKeys(open_database(f"sqlite:///{path}")).snapshot().find(key, now_ms=0)
+    assert found is not None
+    assert (found.tenant, found.models) == ("me", {"m"})
+    assert main(["keys", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "my laptop" in listed
+    assert key.partition(".")[2] not in listed
+    assert main(["keys", "revoke", key]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--json"]) == 0
+    assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["revoked"]
+    assert main(["keys", "revoke", found.id]) == 2
+    assert "keys list" in capsys.readouterr().err
+
+
+def test_json_has_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "create", "a", "--scope", "inference", "--scope", "metrics", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["key"].startswith(f"qs-{made['id']}.")
+    assert made["scopes"] == ["inference", "metrics"]
+    assert made["expires"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--expires-in", "soon"], "90d"),
+        (["--expires-in", "0d"], "90d"),
+        (["--tenant", "a b"], "tenant"),
+        (["--scope", "everything"], "everything"),
+        (["--set", "storage.url=mysql://h/d"], "mysql"),
+    ],
+)
+def test_wrong_wishes_get_a_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "create", "a", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_log_is_shown_and_checked(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["keys", "create", "a"])
+    capsys.readouterr()
+    assert main(["audit", "show"]) == 0
+    assert "key.create" in capsys.readouterr().out
+    assert main(["audit", "show", "--json", "--limit", "1"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["actor"], entry["details"]["name"]) == ("command line", "a")
+    assert main(["audit", "verify", "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert checked == {"entries": 1, "hash": entry["hash"], "broken_at": None}
+    open_database(f"sqlite:///{path}").write(lambda connection: connection.execute(text("DELETE FROM audit")))
+    assert main(["audit", "verify"]) == 1
+    assert "entry 1" in capsys.readouterr().err
