@@ -15,6 +15,7 @@ from cyclopts.exceptions import CycloptsError
 
 from qwenstack import __version__
 from qwenstack.cli.audit import audit
+from qwenstack.cli.backup import backup, restore
 from qwenstack.cli.bench import bench
 from qwenstack.cli.cache import cache
 from qwenstack.cli.chat.command import chat
@@ -45,7 +46,7 @@ def build_app() -> App:
         print_error=False,
         suppress_keyboard_interrupt=False,
     )
-    for command in (chat, serve, keys, audit, pull, models, cache, bench, replay, config, doctor):
+    for command in (chat, serve, keys, audit, backup, restore, pull, models, cache, bench, replay, config, doctor):
         app.command(command)
     return app
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-_BUSY_TIMEOUT_MS = 15_000
+BUSY_TIMEOUT_S = 15
 """How long one process waits for another that writes; longer than any transaction here should take."""
 
 
@@ -136,7 +136,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _: object) -> None:
     connection.isolation_level = None  # the driver's own BEGIN comes too late to hold a consistent state
     cursor = connection.cursor()
     for pragma in (
-        f"busy_timeout = {_BUSY_TIMEOUT_MS}",
+        f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
         "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",

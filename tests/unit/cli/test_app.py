@@ -30,6 +30,8 @@ COMMANDS = [
     "audit",
     "audit show",
     "audit verify",
+    "backup",
+    "restore",
     "pull",
     "models",
     "cache",

@@ -1,0 +1,125 @@
+"""Copies of a SQLite database, made and put back while servers use it.
+
+PostgreSQL has its own tools for that, `pg_dump` and `pg_restore`, which know more than we do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Generator
+from pathlib import Path
+
+from sqlalchemy import Connection, select, update
+
+from qwenstack.core.errors import ConfigError, StorageError
+from qwenstack.storage.audit import AuditLog, AuditRecord
+from qwenstack.storage.database import BUSY_TIMEOUT_S, Database, open_database
+from qwenstack.storage.schema import state
+
+
+def back_up(database: Database, target: Path) -> int:
+    """Write a copy of one consistent state; when this returns it is on the disk. Returns its bytes.
+
+    Raises:
+        ConfigError: the file is there already, or the database is no SQLite file.
+        StorageError: it cannot be written.
+    """
+    source = _file_of(database)
+    if target.exists():
+        raise ConfigError(f"{str(target)!r} is there already; give the backup another name.")
+    unfinished = target.with_name(f"{target.name}.part")
+    try:
+        unfinished.unlink(missing_ok=True)
+        unfinished.touch(mode=0o600)
+        with _connect(source) as origin, _connect(unfinished) as copy:
+            origin.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+        _sync(unfinished)
+        unfinished.rename(target)
+        _sync(target.parent)
+    except (OSError, sqlite3.Error) as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise StorageError(f"The backup {str(target)!r} cannot be written: {error}.") from error
+    return target.stat().st_size
+
+
+def restore(database: Database, backup: Path, *, actor: str) -> None:
+    """Put a copy back in the place of everything that the database holds, all of it or nothing.
+
+    Servers that use the database go on, and have the keys of the copy within a second. The act is the next entry of the
+    copy's audit log.
+
+    Raises:
+        ConfigError: there is no such file, or the database is no SQLite file.
+        StorageError: the copy is damaged or of a newer version, or the database cannot be written to.
+    """
+    target = _file_of(database)
+    if not backup.is_file():
+        raise ConfigError(f"There is no backup {str(backup)!r}.")
+    revision = database.read(lambda connection: connection.execute(select(state.c.keys_revision)).scalar_one())
+    prepared = target.with_name(f"{target.name}.restore")
+    try:
+        prepared.unlink(missing_ok=True)
+        prepared.touch(mode=0o600)
+        with _connect(backup) as copy, _connect(prepared) as destination:
+            copy.backup(destination)
+            _check(destination, backup)
+        _prepare(prepared, AuditRecord(actor=actor, action="storage.restore", subject=backup.name), revision)
+        with _connect(prepared) as copy, _connect(target) as destination:
+            copy.backup(destination)  # one transaction of SQLite's
+    except (OSError, sqlite3.Error) as error:
+        raise StorageError(f"{str(backup)!r} cannot be restored: {error}.") from error
+    finally:
+        for path in (prepared, *(prepared.with_name(prepared.name + end) for end in ("-wal", "-shm"))):
+            path.unlink(missing_ok=True)
+
+
+def _prepare(path: Path, record: AuditRecord, revision: int) -> None:
+    """Bring a copy up to date, note the act, and make its keys look changed to whoever knew the others."""
+
+    def note(connection: Connection) -> None:
+        AuditLog(copy).append_within(connection, [record])
+        own = connection.execute(select(state.c.keys_revision)).scalar_one()
+        connection.execute(update(state).values(keys_revision=max(own, revision) + 1))
+
+    copy = open_database(f"sqlite:///{path}")
+    try:
+        copy.write(note)
+    finally:
+        copy.close()
+
+
+def _check(copy: sqlite3.Connection, backup: Path) -> None:
+    """Refuse what is damaged or is no database of ours."""
+    found = copy.execute("PRAGMA integrity_check").fetchone()[0]
+    if found != "ok":
+        raise StorageError(f"The backup {str(backup)!r} is damaged: {str(found).splitlines()[0]}.")
+    if copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone() is None:
+        raise StorageError(f"{str(backup)!r} is no backup of qwenstack's.")
+
+
+def _file_of(database: Database) -> Path:
+    if database.path is None:
+        raise ConfigError("The database is PostgreSQL; use `pg_dump` and `pg_restore`, which are made for it.")
+    return database.path
+
+
+@contextlib.contextmanager
+def _connect(path: Path) -> Generator[sqlite3.Connection]:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        yield connection
+    finally:
+        connection.close()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
