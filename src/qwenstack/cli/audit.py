@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import Annotated
@@ -12,7 +13,7 @@ from qwenstack.cli.options import AsJson, Assignments
 from qwenstack.cli.output import print_json, print_table
 from qwenstack.cli.settings import load_settings
 from qwenstack.cli.storage import open_storage
-from qwenstack.core.errors import QwenStackError
+from qwenstack.core.errors import ConfigError, QwenStackError
 
 audit = App(name="audit", help="Read, or check, the log of who did what with the server.")
 
@@ -33,7 +34,7 @@ def show(
     """
     from qwenstack.storage import AuditLog
 
-    with open_storage(load_settings(assignments).value.storage) as database:
+    with open_storage(load_settings(assignments).value.storage, may_create=False) as database:
         entries = AuditLog(database).newest(limit)
     if as_json:
         print_json(
@@ -67,24 +68,35 @@ def show(
 
 
 @audit.command
-def verify(*, as_json: AsJson = False, assignments: Assignments = ()) -> None:
+def verify(*, expect: str | None = None, as_json: AsJson = False, assignments: Assignments = ()) -> None:
     """Compute the chain of hashes again: an entry that was changed, removed or moved breaks it.
 
-    The hash it prints stands for all entries so far. Kept elsewhere, it also tells when the newest ones are cut off.
+    The hash it prints stands for all entries so far. Kept elsewhere and given later, it also tells when the newest ones
+    were cut off.
+
+    Parameters
+    ----------
+    expect
+        A hash that was printed before: one of the entries must have it.
     """
     from qwenstack.storage import AuditLog
 
-    with open_storage(load_settings(assignments).value.storage) as database:
-        result = AuditLog(database).verify()
+    if expect is not None and not re.fullmatch(r"[0-9a-f]{64}", expect):
+        raise ConfigError(f"`--expect` is {expect[:80]!r}; give the 64 hexadecimal digits that 'audit verify' printed.")
+    with open_storage(load_settings(assignments).value.storage, may_create=False) as database:
+        result = AuditLog(database).verify(None if expect is None else bytes.fromhex(expect))
     if as_json:
         print_json(
             {
                 "entries": result.num_entries,
                 "hash": result.last_hash.hex(),
                 "broken_at": result.broken_at,
+                "has_expected": result.has_expected,
             }
         )
     if result.broken_at is not None:
         raise QwenStackError(f"The audit log is not what was written: entry {result.broken_at} is missing or changed.")
+    if not result.has_expected:
+        raise QwenStackError(f"No entry has the hash {expect}: the newest entries were cut off, or all were replaced.")
     if not as_json:
         sys.stdout.write(f"{result.num_entries} entries are whole; the last hash is {result.last_hash.hex()}\n")

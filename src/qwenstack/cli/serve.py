@@ -32,7 +32,7 @@ class ServeOptions:
     """Where to listen, and to whom."""
 
     host: str | None = None
-    """Address to listen on; any but this machine's own needs --api-key. [default: 127.0.0.1]"""
+    """Address to listen on; any but this machine's own needs a key. [default: 127.0.0.1]"""
     port: int | None = None
     """Port to listen on. [default: 8000]"""
     api_key: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from qwenstack.cli.settings import StorageSettings, data_dir
+from qwenstack.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from qwenstack.storage import Database
@@ -16,16 +17,19 @@ COMMAND_LINE_ACTOR = "command line"
 
 
 @contextlib.contextmanager
-def open_storage(settings: StorageSettings) -> Generator[Database]:
+def open_storage(settings: StorageSettings, *, may_create: bool = True) -> Generator[Database]:
     """Open the database until the block ends.
 
     Raises:
-        ConfigError: the URL is none that is understood.
+        ConfigError: the URL is none that is understood, or there is no database yet and none may be made.
         StorageError: the database cannot be opened.
     """
     from qwenstack.storage import open_database
 
-    database = open_database(settings.url or f"sqlite:///{data_dir() / 'qwenstack.db'}")
+    own = data_dir() / "qwenstack.db"
+    if settings.url is None and not may_create and not own.exists():
+        raise ConfigError(f"There is no database at {str(own)!r} yet: neither keys nor an audit log.")
+    database = open_database(settings.url or f"sqlite:///{own}")
     try:
         yield database
     finally:

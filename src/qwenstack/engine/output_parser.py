@@ -286,7 +286,8 @@ class OutputParser:
         self._is_in_block &= not is_closed
         self._trims = True
         self._num_calls += 1
-        self._state = self._opening if self._is_bare else self._answer
+        # A closing mark ends bare calls: behind it the grammar lets any text through.
+        self._state = self._opening if self._is_bare and not (is_closed and mark != FENCE) else self._answer
         return True
 
     def _text_before(self, mark: str) -> tuple[str, bool]:

@@ -109,8 +109,10 @@ def read_bare_head(text: str, names: Collection[str]) -> Reading:
     head = read_hermes_head(text[at:])
     if not isinstance(head, Head):
         return head
-    is_plain = f'"{head.name}"' in text[at : at + head.length]
-    return Head(head.name, at + head.length) if is_plain and head.name in names else NoHead()
+    if head.name not in names:
+        return NoHead()
+    is_plain = re.match(rf'\{{\s*"name"\s*:\s*"{re.escape(head.name)}"', text[at:]) is not None
+    return Head(head.name, at + head.length) if is_plain else NoHead()
 
 
 def read_xml_head(text: str) -> Reading:

@@ -100,9 +100,11 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def run_beside(_: FastAPI) -> AsyncGenerator[None]:
-        async with watching(keys, stored) if stored is not None else nullcontext():
-            yield
-        await asyncio.to_thread(audit.close)
+        try:
+            async with watching(keys, stored) if stored is not None else nullcontext():
+                yield
+        finally:
+            await asyncio.to_thread(audit.close)
 
     return run_beside
 

@@ -12,7 +12,6 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
-from qwenstack.core.errors import StorageError
 from qwenstack.serving.identity import Identity
 from qwenstack.storage import AuditRecord
 
@@ -20,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 GATHER_S = 0.05
 """Records wait this long for others: half of the 100 ms within which they are to be on the disk."""
+CLOSE_TIMEOUT_S = 20.0
 MOST_WAITING = 20_000
 """While the disk does not keep up; ten seconds of 2,000 requests a second, about 20 MB."""
 
@@ -36,6 +36,7 @@ class RequestAudit:
         self._waiting: queue.SimpleQueue[AuditRecord | None] = queue.SimpleQueue()
         self._is_failing = False
         self._num_lost = 0
+        self._is_closed = False
         self._thread: threading.Thread | None = None
         if append is not None:
             self._thread = threading.Thread(target=self._write_until_closed, name="audit", daemon=True)
@@ -45,7 +46,7 @@ class RequestAudit:
         """Note one request that was answered or refused."""
         if self._append is None:
             return
-        if self._waiting.qsize() >= MOST_WAITING:
+        if self._is_closed or self._waiting.qsize() >= MOST_WAITING:
             self._lose(1)
             return
         details = {"tenant": identity.tenant, "request_id": request_id, "ms": round(duration_s * 1000, 1)}
@@ -56,11 +57,14 @@ class RequestAudit:
         )
 
     def close(self) -> None:
-        """Write what is waiting and stop."""
-        if self._thread is not None:
-            self._waiting.put(None)
-            self._thread.join()
-            self._thread = None
+        """Write what is waiting and stop; where the database does not answer, what is left is lost."""
+        if self._thread is None or self._is_closed:
+            return
+        self._is_closed = True
+        self._waiting.put(None)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            logger.error("The database does not answer; %d requests are not in the audit log.", self._waiting.qsize())
 
     def _write_until_closed(self) -> None:
         is_open = True
@@ -85,7 +89,7 @@ class RequestAudit:
         assert self._append is not None
         try:
             self._append(records)
-        except StorageError as error:
+        except Exception as error:  # noqa: BLE001 - a thread that ended would note nothing ever again
             self._lose(len(records))
             if not self._is_failing:
                 logger.error("Requests are answered, but not written to the audit log. %s", error)

@@ -40,7 +40,7 @@ class ServeConfig:
     port: int = 8000
     """The TCP port; 0 lets the system choose one."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Clients send one of them as `Authorization: Bearer KEY`, or a stored one. Without any, every key is accepted."""
+    """Clients send one, or a stored one, as `Authorization: Bearer KEY`. Where there is neither, any is accepted."""
     served_model_name: str | None = None
     """The model's name in the API, where it is not to be the engine's."""
     allowed_hosts: tuple[str, ...] = ()

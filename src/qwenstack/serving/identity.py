@@ -49,12 +49,16 @@ class KeyRing:
     def __init__(self, keys: Iterable[str] = (), stored: KeySnapshot | None = None) -> None:
         """Keep of configured keys their digests alone."""
         self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
-        self._stored = stored or KeySnapshot({}, revision=0)
+        self._is_closed = bool(self._digests)
+        self.take(stored or KeySnapshot({}, revision=0))
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody needs a key, because none was ever made: one that was revoked closes the server too."""
-        return not self._digests and not len(self._stored)
+        """Whether nobody needs a key, because none was ever made.
+
+        A key that was revoked closes the server too, and what is closed stays so, whatever becomes of the database.
+        """
+        return not self._is_closed
 
     @property
     def revision(self) -> int:
@@ -64,6 +68,7 @@ class KeyRing:
     def take(self, stored: KeySnapshot) -> None:
         """Use these stored keys from now on."""
         self._stored = stored
+        self._is_closed = self._is_closed or len(stored) > 0 or stored.revision > 0
 
     def identify(self, presented: str | None, *, now_ms: float) -> Identity:
         """Return who shows this key.

@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator
 
-from qwenstack.core.errors import StorageError
 from qwenstack.serving.identity import KeyRing
 from qwenstack.storage import ApiKeys
 
@@ -44,7 +43,7 @@ async def _watch(ring: KeyRing, keys: ApiKeys) -> None:
         await asyncio.sleep(LOOK_EVERY_S)
         try:
             await asyncio.to_thread(refresh, ring, keys)
-        except StorageError as error:
+        except Exception as error:  # noqa: BLE001 - a watch that ended would let revoked keys in for good
             if not is_failing:
                 logger.error("API keys stay as they were; changes are not seen. %s", error)
             is_failing = True

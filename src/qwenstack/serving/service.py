@@ -137,7 +137,7 @@ class GenerationService:
         """
         adapter = model if model in self.adapter_names else None
         if adapter is None and model not in {self.card.id, DEFAULT_MODEL_NAME}:
-            known = ", ".join(repr(name) for name in self.names_for(caller))
+            known = ", ".join(repr(name) for name in self.names_for(caller)) or "none for this API key"
             text = f"The model {model[:200]!r} is not served here. This server has {known}."
             raise UnknownModelError(text, param="model", code="model_not_found")
         if not self.may_use(adapter or self.card.id, caller):

@@ -34,6 +34,7 @@ _SECRET_BYTES = 32
 _KEY = re.compile(rf"{_PREFIX}([a-z2-7]{{16}})\.([A-Za-z0-9_-]{{43}})")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _MAX_NAME_CHARS = 100
+_MAX_MODEL_CHARS = 200
 _NO_DIGEST = bytes(32)
 
 
@@ -114,7 +115,7 @@ class ApiKeys:
             RequestError: a name, a scope or the lifetime cannot be.
             StorageError: the database cannot be written to.
         """
-        _check(name=name, tenant=tenant, scopes=scopes, lifetime_s=lifetime_s)
+        _check(name=name, tenant=tenant, scopes=scopes, models=models or (), lifetime_s=lifetime_s)
         now_ms = int(self._clock() * 1000)
         key = ApiKey(
             id=base64.b32encode(secrets.token_bytes(_ID_BYTES)).decode().lower(),
@@ -177,7 +178,7 @@ class ApiKeys:
         connection.execute(update(state).values(keys_revision=state.c.keys_revision + 1))
 
 
-def _check(*, name: str, tenant: str, scopes: Sequence[str], lifetime_s: float | None) -> None:
+def _check(*, name: str, tenant: str, scopes: Sequence[str], models: Sequence[str], lifetime_s: float | None) -> None:
     if not 0 < len(name) <= _MAX_NAME_CHARS or not name.isprintable():
         raise RequestError(
             f"A key's name has 1 to {_MAX_NAME_CHARS} printable characters, not {name[:40]!r}.", param="name"
@@ -190,6 +191,11 @@ def _check(*, name: str, tenant: str, scopes: Sequence[str], lifetime_s: float |
     if unknown or not scopes:
         given = repr(unknown[0]) if unknown else "none"
         raise RequestError(f"A key's scopes are some of {', '.join(SCOPES)}, not {given}.", param="scopes")
+    for model in models:
+        if not 0 < len(model) <= _MAX_MODEL_CHARS or not model.isprintable() or model == "default":
+            raise RequestError(
+                f"A key's models are ids as `/v1/models` lists them, not {model[:40]!r}.", param="models"
+            )
     if lifetime_s is not None and not 0 < lifetime_s < 1e10:
         raise RequestError(f"A key's lifetime is {lifetime_s!r} s; it must be above 0.", param="lifetime_s")
 
@@ -212,12 +218,16 @@ def _row_of(key: ApiKey) -> dict[str, object]:
 
 
 def _key_of(row: Row[tuple[object, ...]]) -> ApiKey:
+    try:
+        scopes, models = json.loads(row.scopes), None if row.models is None else frozenset(json.loads(row.models))
+    except (ValueError, TypeError):
+        scopes, models = (), frozenset[str]()  # damaged: it opens nothing
     return ApiKey(
         id=row.id,
         name=row.name,
         tenant=row.tenant,
-        scopes=frozenset(scope for scope in SCOPES if scope in json.loads(row.scopes)),
-        models=None if row.models is None else frozenset(json.loads(row.models)),
+        scopes=frozenset(scope for scope in SCOPES if scope in scopes),
+        models=models,
         created_at_ms=row.created_at_ms,
         expires_at_ms=row.expires_at_ms,
         revoked_at_ms=row.revoked_at_ms,

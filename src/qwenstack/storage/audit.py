@@ -56,6 +56,8 @@ class Verification:
     last_hash: bytes
     broken_at: int | None
     """The first entry that is missing or is not what its hash says; None: all are whole."""
+    has_expected: bool
+    """Whether the hash that was asked for is the chain's at some entry; true where none was."""
 
 
 class AuditLog:
@@ -95,33 +97,42 @@ class AuditLog:
             query = query.where(audit.c.seq < before)
         return self._database.read(lambda connection: [_entry_of(row) for row in connection.execute(query)])
 
-    def verify(self) -> Verification:
-        """Compute the whole chain again."""
-        return self._database.read(_verify)
+    def verify(self, expected: bytes | None = None) -> Verification:
+        """Compute the whole chain again, and look in it for a hash that was the last one once."""
+        return self._database.read(lambda connection: _verify(connection, expected))
 
 
-def _verify(connection: Connection) -> Verification:
-    digest, expected = bytes(32), 1
+def _verify(connection: Connection, expected: bytes | None) -> Verification:
+    digest, num_entries = bytes(32), 0
+    is_found = expected is None or expected == digest
     for row in _all_rows(connection):
-        digest = _hash(digest, row)
-        if row["seq"] != expected or digest != row["hash"]:
-            return Verification(num_entries=expected - 1, last_hash=digest, broken_at=expected)
-        expected += 1
+        try:
+            digest = _hash(digest, row)
+        except TypeError:  # a column of another type
+            digest = b""
+        if row["seq"] != num_entries + 1 or digest != row["hash"]:
+            return _verified(num_entries, digest, is_found, is_whole=False)
+        num_entries += 1
+        is_found = is_found or digest == expected
     last_seq, last_hash = connection.execute(select(state.c.audit_seq, state.c.audit_hash)).one()
-    is_whole = (last_seq, last_hash) == (expected - 1, digest)
-    return Verification(num_entries=expected - 1, last_hash=digest, broken_at=None if is_whole else expected)
+    return _verified(num_entries, digest, is_found, is_whole=(last_seq, last_hash) == (num_entries, digest))
+
+
+def _verified(num_entries: int, last_hash: bytes, is_found: bool, *, is_whole: bool) -> Verification:
+    broken_at = None if is_whole else num_entries + 1
+    return Verification(num_entries=num_entries, last_hash=last_hash, broken_at=broken_at, has_expected=is_found)
 
 
 def _all_rows(connection: Connection) -> Iterator[RowMapping]:
-    last = -(1 << 62)
     query = select(audit).order_by(audit.c.seq).limit(_PAGE)
-    while rows := connection.execute(query.where(audit.c.seq > last)).mappings().all():
+    rows = connection.execute(query).mappings().all()
+    while rows:
         yield from rows
-        last = rows[-1]["seq"]
+        rows = connection.execute(query.where(audit.c.seq > rows[-1]["seq"])).mappings().all()
 
 
 def _row_of(record: AuditRecord, *, seq: int, at_ms: int) -> dict[str, object]:
-    details = json.dumps(record.details, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    details = json.dumps(record.details, separators=(",", ":"), sort_keys=True, allow_nan=False)
     return {
         "seq": seq,
         "at_ms": at_ms,
@@ -129,7 +140,7 @@ def _row_of(record: AuditRecord, *, seq: int, at_ms: int) -> dict[str, object]:
         "action": _plain(record.action, 64),
         "subject": _plain(record.subject, 200),
         "outcome": _plain(record.outcome, 32),
-        "details": details.replace("\\u0000", ""),  # PostgreSQL's text has none
+        "details": details,
     }
 
 
@@ -148,7 +159,9 @@ _HASHED = ("seq", "at_ms", "actor", "action", "subject", "outcome", "details")
 
 
 def _entry_of(row: Row[tuple[object, ...]]) -> AuditEntry:
-    record = AuditRecord(
-        actor=row.actor, action=row.action, subject=row.subject, outcome=row.outcome, details=json.loads(row.details)
-    )
+    try:
+        details = json.loads(row.details)
+    except (ValueError, TypeError):  # somebody changed it; `verify` says so
+        details = {"unreadable": str(row.details)}
+    record = AuditRecord(actor=row.actor, action=row.action, subject=row.subject, outcome=row.outcome, details=details)
     return AuditEntry(seq=row.seq, at_ms=row.at_ms, record=record, hash=row.hash)

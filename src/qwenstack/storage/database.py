@@ -55,8 +55,12 @@ class Database:
             StorageError: the database cannot be reached or is damaged.
         """
         try:
-            with self._engine.connect() as connection, connection.begin():
-                return work(connection)
+            with self._engine.connect() as connection:
+                reader = connection
+                if not self.is_sqlite:  # whose transactions see one state anyway
+                    reader = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+                with reader.begin():
+                    return work(reader)
         except SQLAlchemyError as error:
             raise StorageError(f"The database cannot be read: {_reason(error)}.") from error
 
@@ -91,14 +95,19 @@ def open_database(url: str) -> Database:
     try:
         if (path := database.path) is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)
+            if not path.exists():
+                path.touch(mode=0o600)
         revision = database.read(current_revision)
         if revision != NEWEST_REVISION:
             database.write(upgrade)
     except OSError as error:
+        database.close()
         raise StorageError(
             f"The database at {_shown(engine)} cannot be made: {error.strerror}. Choose another with `storage.url`."
         ) from error
+    except Exception:
+        database.close()
+        raise
     return database
 
 
@@ -112,23 +121,38 @@ def lock_state(connection: Connection) -> None:
 def _engine_of(url: str) -> Engine:
     try:
         parsed = make_url(url)
-        if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
-            raise ConfigError(f"A database of the kind {parsed.get_backend_name()!r} is not used here; {_FORMS}")
-        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
-    except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise ConfigError(
-            "The driver for PostgreSQL is missing: install `qwenstack[postgres]` and begin the URL with "
-            "`postgresql+psycopg://`."
-        ) from error
-    except ArgumentError as error:
-        raise ConfigError(f"The database's URL cannot be read; {_FORMS}") from error
+    except (ArgumentError, ValueError):  # whose words have parts of the password
+        raise ConfigError(f"The database's URL cannot be read; {_FORMS}") from None
+    if parsed.drivername not in _DRIVERS:
+        raise ConfigError(f"A database of the kind {parsed.drivername!r} is not used here; {_FORMS}")
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    if is_sqlite and parsed.database in {None, "", ":memory:"}:
+        raise ConfigError(f"A database in memory would lose its keys; {_FORMS}")
+    try:
+        engine = create_engine(
+            parsed, pool_pre_ping=not is_sqlite, connect_args={} if is_sqlite else _POSTGRES_ARGUMENTS
+        )
+    except (NoSuchModuleError, ModuleNotFoundError):
+        raise ConfigError("The driver for PostgreSQL is missing: install `qwenstack[postgres]`.") from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-_FORMS = "give `sqlite:////folder/file.db` or `postgresql+psycopg://user@host/name`."
+_DRIVERS = frozenset({"sqlite", "sqlite+pysqlite", "postgresql+psycopg"})
+_FORMS = (
+    "give `sqlite:////folder/file.db` or `postgresql+psycopg://user:password@host/name`, "
+    "with `%40` for an @ in the password and `%3A` for a colon."
+)
+_POSTGRES_ARGUMENTS = {
+    "connect_timeout": 5,
+    "options": f"-c lock_timeout={BUSY_TIMEOUT_S}s -c statement_timeout={2 * BUSY_TIMEOUT_S}s",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+"""Nobody waits for a server that is gone, or for a transaction that somebody forgot."""
 
 
 def _set_up_sqlite(connection: DBAPIConnection, _: object) -> None:

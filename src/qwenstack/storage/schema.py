@@ -33,7 +33,7 @@ audit = Table(
     Column("hash", LargeBinary(32), nullable=False),
 )
 
-# The end of the chain, and how often the keys have changed. One row, which whoever writes locks first.
+# The end of the chain, and how often the keys have changed. One row, which whoever appends to the chain locks.
 state = Table(
     "state",
     metadata,

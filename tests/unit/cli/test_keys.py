@@ -76,7 +76,18 @@ def test_the_log_is_shown_and_checked(path: Path, capsys: pytest.CaptureFixture[
     assert (entry["actor"], entry["details"]["name"]) == ("command line", "a")
     assert main(["audit", "verify", "--json"]) == 0
     checked = json.loads(capsys.readouterr().out)
-    assert checked == {"entries": 1, "hash": entry["hash"], "broken_at": None}
+    assert checked == {"entries": 1, "hash": entry["hash"], "broken_at": None, "has_expected": True}
+    assert main(["audit", "verify", "--expect", entry["hash"]]) == 0
+    assert main(["audit", "verify", "--expect", "0" * 63 + "1"]) == 1
+    assert main(["audit", "verify", "--expect", "short"]) == 2
+    capsys.readouterr()
     open_database(f"sqlite:///{path}").write(lambda connection: connection.execute(text("DELETE FROM audit")))
     assert main(["audit", "verify"]) == 1
     assert "entry 1" in capsys.readouterr().err
+
+
+def test_a_log_that_is_not_there_is_not_made(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("show", "verify"):
+        assert main(["audit", command]) == 2
+        assert "no database" in capsys.readouterr().err
+    assert not path.exists()

@@ -106,7 +106,9 @@ def read_opening(
     arguments, rest, is_closed = read_hermes_arguments(text[found.end() :], closing=closing)
     parsed.calls.append(("f", arguments))
     rest = rest.lstrip(" \t\r\n}")
-    if is_closed and not closing.startswith(rest):
+    if is_closed and rest.startswith("</tool_call>") and closing == "</tool_call>" and rest != closing:
+        read_answer(rest.removeprefix(closing), markers, parsed, True)
+    elif is_closed and not closing.startswith(rest):
         read_opening(rest.removeprefix(closing), markers, parsed, True, is_in_block and not rest.startswith(closing))
 
 
@@ -364,6 +366,11 @@ def test_a_prompt_that_opened_thinking_needs_no_opening_mark() -> None:
         (
             '{"name": "f", "arguments": {}} {"name": "g", "arguments": {}}',
             '{"name": "g", "arguments": {}}',
+            [("f", "{}")],
+        ),
+        (
+            '{"name": "f", "arguments": {}}</tool_call>\n{"name": "f", "arguments": {}}',
+            '{"name": "f", "arguments": {}}',
             [("f", "{}")],
         ),
         ('```{"name": "f", "arguments": {"a": "```"}}', "", [("f", '{"a": "```"}')]),

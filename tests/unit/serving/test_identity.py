@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import text
 from toy_llm import ToyLLM
 
 from qwenstack.core.errors import ConfigError, StorageError
@@ -82,7 +84,7 @@ async def test_sec_12_every_route_answers_each_kind_of_caller_as_expected(
 
 @pytest.mark.anyio
 async def test_sec_12_a_key_for_another_model_uses_none_on_any_wire(database: Database, texts: dict[str, str]) -> None:
-    app = create_app(ToyLLM(), ServeConfig(), database=database)
+    app = create_app(ToyLLM(fills_gaps=True), ServeConfig(), database=database)
     bodies: dict[str, dict[str, object]] = {
         "/v1/chat/completions": CHAT,
         "/v1/completions": {"prompt": "x"},
@@ -101,8 +103,6 @@ async def test_sec_12_a_key_for_another_model_uses_none_on_any_wire(database: Da
     assert set(bodies) == posts
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8000") as client:
         for path, body in bodies.items():
-            if path in {"/infill", "/v1/fim/completions"}:
-                continue  # the toy model fills no gaps; the model is looked at behind that
             for caller, expected in (("user", 200), ("other model", 403)):
                 headers = {"Authorization": f"Bearer {texts[caller]}"}
                 assert (await client.post(path, json=body, headers=headers)).status_code == expected, (path, caller)
@@ -125,6 +125,27 @@ def test_sec_12_to_revoke_the_only_key_does_not_open_the_server(database: Databa
     refresh(ring, keys)
     assert not ring.is_open
     assert ring.identify(made.text, now_ms=0) == ring.identify(None, now_ms=0) == STRANGER
+
+
+def test_sec_12_what_is_closed_stays_closed_whatever_becomes_of_the_database(database: Database) -> None:
+    keys = ApiKeys(database)
+    made = keys.create(name="n", tenant="t", actor="me")
+    ring = KeyRing((), keys.snapshot())
+    database.write(lambda connection: connection.execute(text("DELETE FROM api_keys")))
+    database.write(lambda connection: connection.execute(text("UPDATE state SET keys_revision = 0")))
+    refresh(ring, keys)
+    assert ring.revision == 0
+    assert ring.identify(made.text, now_ms=0) == ring.identify(None, now_ms=0) == STRANGER
+
+
+def test_a_damaged_key_opens_nothing_and_stops_nobody(database: Database) -> None:
+    keys = ApiKeys(database)
+    damaged, whole = (keys.create(name=name, tenant=name, actor="me") for name in ("damaged", "whole"))
+    broken = text("UPDATE api_keys SET scopes = 'x' WHERE name = 'damaged'")
+    database.write(lambda connection: connection.execute(broken))
+    ring = KeyRing((), keys.snapshot())
+    assert not ring.identify(damaged.text, now_ms=0).may(Access.INFERENCE)
+    assert ring.identify(whole.text, now_ms=0).may(Access.INFERENCE)
 
 
 def test_sec_12_a_server_for_others_starts_with_a_stored_key_alone(database: Database) -> None:
@@ -212,10 +233,21 @@ def test_what_cannot_be_written_is_counted_and_does_not_stop_the_rest(caplog: py
     assert "again; 1 were lost" in caplog.text
 
 
-def test_sec_22_what_waits_for_the_disk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sec_22_what_waits_for_the_disk_is_bounded() -> None:
     lost: list[int] = []
-    audit = RequestAudit(lambda _: None, count_lost=lost.append)
-    audit.close()  # nobody takes anything from here on
+    is_blocked, is_writing = threading.Event(), threading.Event()
+
+    def append(_: object) -> None:
+        is_writing.set()
+        is_blocked.wait(60)
+
+    audit = RequestAudit(append, count_lost=lost.append)
+    audit.note(STRANGER, "GET /a", status=200, request_id="1", duration_s=0.1)
+    assert is_writing.wait(10)
     for _ in range(MOST_WAITING + 5):
         audit.note(STRANGER, "GET /a", status=200, request_id="1", duration_s=0.1)
     assert sum(lost) == 5
+    is_blocked.set()
+    audit.close()
+    audit.note(STRANGER, "GET /late", status=200, request_id="1", duration_s=0.1)
+    assert sum(lost) == 6

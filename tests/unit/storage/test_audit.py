@@ -51,6 +51,8 @@ def test_sec_24_what_would_steer_a_terminal_is_not_kept(database: Database) -> N
         ("UPDATE audit SET details = '{}' WHERE seq = 3", 3),
         ("UPDATE audit SET hash = zeroblob(32) WHERE seq = 3", 3),
         ("UPDATE audit SET seq = 9 WHERE seq = 3", 3),
+        ("UPDATE audit SET details = x'00' WHERE seq = 3", 3),
+        ("UPDATE audit SET seq = -9223372036854775808 WHERE seq = 3", 1),
         ("DELETE FROM audit WHERE seq = 3", 3),
         ("DELETE FROM audit WHERE seq = 1", 1),
         ("DELETE FROM audit WHERE seq = 5", 5),
@@ -79,6 +81,31 @@ def test_the_hash_at_the_end_stands_for_all_before(database: Database) -> None:
         hashes.append(log.verify().last_hash)
     assert len(set(hashes)) == 4
     assert log.newest(1)[0].hash == hashes[-1]
+
+
+def test_a_hash_that_was_kept_tells_when_the_newest_are_cut_off(database: Database) -> None:
+    log = AuditLog(database)
+    log.append([record(1)])
+    kept = log.verify().last_hash
+    log.append([record(2)])
+    newest = log.verify().last_hash
+    assert log.verify(kept).has_expected
+    database.write(lambda connection: connection.execute(text("DELETE FROM audit WHERE seq = 2")))
+    cut = text("UPDATE state SET audit_seq = 1, audit_hash = (SELECT hash FROM audit)")
+    database.write(lambda connection: connection.execute(cut))
+    assert log.verify().broken_at is None
+    assert log.verify(kept).has_expected
+    assert not log.verify(newest).has_expected
+
+
+def test_whatever_a_name_holds_the_log_can_be_shown(database: Database) -> None:
+    details = {"name": "x\\u0000", "nul": "\x00", "half": "\ud800"}
+    AuditLog(database).append([AuditRecord(actor="a", action="b", details=details)])
+    (entry,) = AuditLog(database).newest()
+    assert entry.record.details == details
+    database.write(lambda connection: connection.execute(text("UPDATE audit SET details = 'no json'")))
+    (entry,) = AuditLog(database).newest()
+    assert entry.record.details == {"unreadable": "no json"}
 
 
 def test_many_writers_make_one_chain(database: Database) -> None:

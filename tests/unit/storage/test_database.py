@@ -97,13 +97,17 @@ def test_a_database_of_a_newer_version_is_left_alone(url: str) -> None:
     [
         ("nonsense", "cannot be read"),
         ("mysql://u@h/d", "'mysql'"),
-        ("postgresql+nodriver://u:secret@h/d", "driver"),
+        ("postgresql+nodriver://u:secret@h/d", "nodriver"),
+        ("postgresql+psycopg://u:pa@ss:secret@h/d", "%40"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
     ],
 )
 def test_a_wrong_url_gets_a_sentence_without_the_password(url: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as error:
         open_database(url)
     assert "secret" not in str(error.value)
+    assert error.value.__cause__ is None
 
 
 def test_what_is_no_database_gets_a_sentence(tmp_path: Path) -> None:

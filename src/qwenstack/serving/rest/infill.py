@@ -49,14 +49,14 @@ def infill_routes(backend: Backend) -> APIRouter:
     )
     async def infill(body: InfillRequest, request: Request) -> Response:
         """Write what belongs between what stands before the cursor and what stands after it."""
-        params = service.choose_params(body.sampling_changes(), max_tokens_field="n_predict")
-        prompt, params = await service.read_gap(body.to_gap(), params, may_cut=True)
         caller = identity_of(request)
         options = RequestOptions(
             tenant=caller.tenant,
             adapter=service.adapter_of(body.model or DEFAULT_MODEL_NAME, caller),
             prefix_cache=body.cache_prompt is not False,
         )
+        params = service.choose_params(body.sampling_changes(), max_tokens_field="n_predict")
+        prompt, params = await service.read_gap(body.to_gap(), params, may_cut=True)
         job = GenerationJob(
             request_id=f"infill-{request_id_of(request)}", prompts=[prompt], params=params, options=options
         )
@@ -73,10 +73,10 @@ def infill_routes(backend: Backend) -> APIRouter:
     )
     async def complete_fim(body: FimRequest, request: Request) -> Response:
         """Write what belongs between a text and its suffix."""
-        params = service.choose_params(body.sampling_changes())
-        prompt, params = await service.read_gap(Gap(prefix=body.prompt, suffix=body.suffix or ""), params)
         caller = identity_of(request)
         options = RequestOptions(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
+        params = service.choose_params(body.sampling_changes())
+        prompt, params = await service.read_gap(Gap(prefix=body.prompt, suffix=body.suffix or ""), params)
         job = GenerationJob(
             request_id=f"fim-{request_id_of(request)}", prompts=[prompt], params=params, options=options
         )

@@ -79,6 +79,7 @@ def ollama_routes(backend: Backend) -> APIRouter:
     )
     async def chat(body: OllamaChatRequest, request: Request) -> Response:
         """Go on with a conversation."""
+        _adapter_of(service, body, identity_of(request))  # nothing is read for whom the model is not
         prompt = None
         if body.messages:
             messages = [turn.to_message() for turn in body.messages]
@@ -90,6 +91,7 @@ def ollama_routes(backend: Backend) -> APIRouter:
     )
     async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
         """Answer a prompt, or go on with it."""
+        _adapter_of(service, body, identity_of(request))
         prompt = None
         if body.prompt and body.raw:
             prompt = await service.read_text(body.prompt)

@@ -15,6 +15,10 @@ NEWEST_REVISION = "0001"
 """The last file of `versions`; a test compares them."""
 
 
+_LOCK_KEY = 0x71_77_65_6E
+"""Any number that is ours; who migrates a PostgreSQL database holds the lock of this name."""
+
+
 def current_revision(connection: Connection) -> str | None:
     """Return which step a database is at; None where it is empty."""
     if not inspect(connection).has_table("alembic_version"):
@@ -32,8 +36,10 @@ def upgrade(connection: Connection) -> None:
     from alembic.config import Config
     from alembic.util import CommandError
 
+    if connection.dialect.name == "postgresql":  # SQLite's transaction holds the only lock there is
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
     config = Config()
-    config.set_main_option("script_location", str(files(__name__)))
+    config.set_main_option("script_location", str(files(__name__)).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")

@@ -137,6 +137,21 @@ def read(text: str) -> list[tuple[str, object]]:
     return [(names[index], json.loads(arguments[index])) for index in names]
 
 
+def test_parser_and_grammar_agree_on_what_stands_behind_a_forgotten_opening_mark():
+    wrong = f"{bare('now', {})}\n</tool_call>\n{bare('now', {'x': 1})}"
+    assert accepts(constraint_of(tools_grammar()), wrong)
+    assert read(wrong) == [("now", {})]
+    named = json.dumps([{"type": "function", "function": {"name": "name"}}])
+    escaped = '{"name": "n\\u0061me", "arguments": {"x": 1}}'
+    parser = OutputParser(
+        ChatMarkers(tool_call=Marks("<tool_call>", "</tool_call>"), tool_format="hermes"),
+        phase="answer",
+        tools=ToolSignatures.from_tools(named),
+    )
+    pieces = [*parser.push(escaped), *parser.finish()]
+    assert "".join(piece.text for piece in pieces) == escaped
+
+
 HEADS = [
     b'{"name": "get_weather", "arguments": ',
     b'{ "name":"now","arguments" :',
