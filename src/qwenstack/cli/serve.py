@@ -16,7 +16,7 @@ import qwenstack
 from qwenstack.cli.loading import engine_config, fetch_model
 from qwenstack.cli.options import Assignments, ModelArgument
 from qwenstack.cli.settings import Settings, load_settings
-from qwenstack.cli.storage import open_storage
+from qwenstack.cli.storage import NO_DATABASE, open_storage
 
 if TYPE_CHECKING:
     import asyncio
@@ -83,8 +83,11 @@ def serve(
 
     settings = load_settings(assignments, {"model": model, **options.by_key()}).value
     config = serve_config(settings)
-    with open_storage(settings.storage) as database:  # what can be refused is refused before a long download
-        check_binding(config, KeyRing(config.api_keys, ApiKeys(database).snapshot()))
+    keeps_nothing = settings.storage.url == NO_DATABASE
+    # What can be refused is refused before a long download.
+    with contextlib.nullcontext() if keeps_nothing else open_storage(settings.storage) as database:
+        stored = None if database is None else ApiKeys(database).snapshot()
+        check_binding(config, KeyRing(config.api_keys, stored))
         with contextlib.closing(open_socket(config)) as listener:
             pulled = fetch_model(settings)
             _say(f"Loading {pulled.name} ...")
@@ -92,7 +95,7 @@ def serve(
                 runner.run(_serve(engine_config(settings, pulled), config, listener, database))
 
 
-async def _serve(engine: EngineConfig, config: ServeConfig, listener: socket.socket, database: Database) -> None:
+async def _serve(engine: EngineConfig, config: ServeConfig, listener: socket.socket, database: Database | None) -> None:
     """Load the model in a process of its own and serve it until a signal."""
     from qwenstack.engine.client import EngineClient
     from qwenstack.serving import create_app, serve_app

@@ -106,7 +106,7 @@ class StorageSettings:
     """Where API keys and the audit log are kept."""
 
     url: Annotated[str | None, Trait.SECRET] = None
-    """Database, as sqlite:////folder/file.db or postgresql+psycopg://user@host/name; none: a file of the user's."""
+    """sqlite:////folder/file.db or postgresql+psycopg://user@host/name; none: a file of the user's; off: nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

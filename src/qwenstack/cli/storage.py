@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 COMMAND_LINE_ACTOR = "command line"
 """Who acts in the audit log where somebody uses a command: whoever may open the database may do everything with it."""
+NO_DATABASE = "off"
+"""As `storage.url`: a server that keeps nothing, where no file can be written."""
 
 
 @contextlib.contextmanager
@@ -26,6 +28,8 @@ def open_storage(settings: StorageSettings, *, may_create: bool = True) -> Gener
     """
     from qwenstack.storage import open_database
 
+    if settings.url == NO_DATABASE:
+        raise ConfigError("`storage.url` is `off`: there is no database for keys and no audit log.")
     own = data_dir() / "qwenstack.db"
     if settings.url is None and not may_create and not own.exists():
         raise ConfigError(f"There is no database at {str(own)!r} yet: neither keys nor an audit log.")

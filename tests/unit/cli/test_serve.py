@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +37,14 @@ def test_a_taken_port_is_named_with_the_option_to_change_it(capsys: pytest.Captu
 def test_options_that_were_not_used_leave_the_settings_alone():
     assert set(ServeOptions().by_key().values()) == {None}
     assert ServeOptions(api_key=("k",)).by_key()["server.api_keys"] == ("k",)
+
+
+def test_without_a_database_nothing_is_written_and_only_configured_keys_count(
+    home: Path, capsys: pytest.CaptureFixture[str]
+):
+    nothing = ["--set", "storage.url=off"]
+    assert main(["serve", "--host", "0.0.0.0", *nothing]) == 2
+    assert "there is no API key" in capsys.readouterr().err
+    assert main(["keys", "create", "a", *nothing]) == 2
+    assert "no database" in capsys.readouterr().err
+    assert list(home.iterdir()) == []
