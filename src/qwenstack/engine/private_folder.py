@@ -134,6 +134,11 @@ class PrivateFolder:
             FileExistsError: there is one; it is left alone.
             OSError: it cannot be written.
         """
+        while not self._try_to_create(name, content):
+            pass
+
+    def _try_to_create(self, name: str, content: bytes) -> bool:
+        """Do so; False if the file was taken for a leftover before it was locked."""
         temporary = f".{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
         descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=self._descriptor)
         try:
@@ -141,9 +146,12 @@ class PrivateFolder:
             os.write(descriptor, content)
             os.fsync(descriptor)
             os.link(temporary, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return False
         finally:
             self.remove(temporary)
             os.close(descriptor)
+        return True
 
     def touch(self, name: str, at: float) -> None:
         """Set when a file was modified."""

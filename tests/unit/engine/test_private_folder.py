@@ -176,3 +176,21 @@ def test_those_who_start_together_agree_on_one_secret(folder: PrivateFolder) -> 
         thread.join()
     assert len(found) == 8
     assert len(set(found)) == 1
+
+
+def test_a_secret_that_is_swept_away_while_it_is_made_is_made_again(
+    folder: PrivateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is there before it is locked; a sweep in between takes it for a dead writer's."""
+    lock, sweeps = fcntl.flock, iter([True, True])
+
+    def sweep_then_lock(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX and next(sweeps, False):
+            folder.remove_leftovers()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_then_lock)
+    secret = load_tenant_secret(folder)
+    assert next(sweeps, None) is None
+    assert load_tenant_secret(PrivateFolder(folder.path)) == secret
+    assert [path.name for path in folder.path.iterdir()] == ["tenant-secret"]
