@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import App, Parameter
 
@@ -14,6 +14,7 @@ from qwenstack.cli.output import print_json, print_table
 from qwenstack.cli.settings import load_settings
 from qwenstack.cli.storage import COMMAND_LINE_ACTOR, open_storage
 from qwenstack.core.errors import ConfigError, RequestError
+from qwenstack.core.scope import Scope
 
 if TYPE_CHECKING:
     from qwenstack.storage import ApiKey
@@ -30,7 +31,7 @@ def create(
     /,
     *,
     tenant: str = "default",
-    scope: Annotated[tuple[Literal["inference", "metrics"], ...], Parameter(negative="")] = ("inference",),
+    scope: Annotated[tuple[Scope, ...], Parameter(negative="")] = ("inference",),
     model: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     expires_in: str | None = None,
     as_json: AsJson = False,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from qwenstack.serving.identity import Identity
@@ -20,8 +21,9 @@ logger = logging.getLogger(__name__)
 GATHER_S = 0.05
 """Records wait this long for others: half of the 100 ms within which they are to be on the disk."""
 CLOSE_TIMEOUT_S = 20.0
+"""A little longer than the database waits for a lock of somebody else's (`storage.database.BUSY_TIMEOUT_S`)."""
 MOST_WAITING = 20_000
-"""While the disk does not keep up; ten seconds of 2,000 requests a second, about 20 MB."""
+"""While the disk does not keep up; ten seconds of 2,000 requests a second; 11 MB of records (`tracemalloc`)."""
 
 Append = Callable[[Sequence[AuditRecord]], None]
 
@@ -76,7 +78,7 @@ class RequestAudit:
         """Wait for a record and a moment longer; return what came, and whether more may come."""
         records: list[AuditRecord] = []
         record = self._waiting.get()
-        threading.Event().wait(GATHER_S if record is not None else 0)
+        time.sleep(GATHER_S if record is not None else 0)
         while record is not None:
             records.append(record)
             try:

@@ -5,13 +5,12 @@
 HTTP or of models.
 """
 
-from qwenstack.storage.api_keys import SCOPES, ApiKey, ApiKeys, KeySnapshot, NewKey, Scope
+from qwenstack.storage.api_keys import ApiKey, ApiKeys, KeySnapshot, NewKey
 from qwenstack.storage.audit import AuditEntry, AuditLog, AuditRecord, Verification
 from qwenstack.storage.backup import back_up, restore
 from qwenstack.storage.database import Database, open_database
 
 __all__ = [
-    "SCOPES",
     "ApiKey",
     "ApiKeys",
     "AuditEntry",
@@ -20,7 +19,6 @@ __all__ = [
     "Database",
     "KeySnapshot",
     "NewKey",
-    "Scope",
     "Verification",
     "back_up",
     "open_database",

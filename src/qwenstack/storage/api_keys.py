@@ -15,24 +15,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias, get_args
 
 from sqlalchemy import Connection, Row, insert, select, update
 
 from qwenstack.core.errors import RequestError
+from qwenstack.core.scope import SCOPES, Scope
 from qwenstack.storage.audit import AuditLog, AuditRecord
 from qwenstack.storage.database import Database
 from qwenstack.storage.schema import api_keys, state
-
-Scope: TypeAlias = Literal["inference", "metrics"]
-"""What a key may do: use the models, read the metrics."""
-SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _PREFIX = "qs-"
 _ID_BYTES = 10
 _SECRET_BYTES = 32
 _KEY = re.compile(rf"{_PREFIX}([a-z2-7]{{16}})\.([A-Za-z0-9_-]{{43}})")
-_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+_TENANT = re.compile(r"[^\W_][\w.@-]{0,63}")
 _MAX_NAME_CHARS = 100
 _MAX_MODEL_CHARS = 200
 _NO_DIGEST = bytes(32)
@@ -185,7 +181,7 @@ def _check(*, name: str, tenant: str, scopes: Sequence[str], models: Sequence[st
         )
     if not _TENANT.fullmatch(tenant):
         raise RequestError(
-            f"A tenant's name has 1 to 64 of the characters A-Z a-z 0-9 _ . @ -, not {tenant[:40]!r}.", param="tenant"
+            f"A tenant's name has 1 to 64 letters, digits and _ . @ -, not {tenant[:40]!r}.", param="tenant"
         )
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown or not scopes:

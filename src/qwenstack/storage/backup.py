@@ -42,7 +42,7 @@ def back_up(database: Database, target: Path) -> int:
     except (OSError, sqlite3.Error) as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        raise StorageError(f"The backup {str(target)!r} cannot be written: {error}.") from error
+        raise StorageError(f"The backup {str(target)!r} cannot be written: {_reason(error)}.") from error
     return target.stat().st_size
 
 
@@ -71,7 +71,7 @@ def restore(database: Database, backup: Path, *, actor: str) -> None:
         with _connect(prepared) as copy, _connect(target) as destination:
             copy.backup(destination)  # one transaction of SQLite's
     except (OSError, sqlite3.Error) as error:
-        raise StorageError(f"{str(backup)!r} cannot be restored: {error}.") from error
+        raise StorageError(f"{str(backup)!r} cannot be restored: {_reason(error)}.") from error
     finally:
         for path in (prepared, *(prepared.with_name(prepared.name + end) for end in ("-wal", "-shm"))):
             path.unlink(missing_ok=True)
@@ -115,6 +115,10 @@ def _connect(path: Path) -> Generator[sqlite3.Connection]:
         yield connection
     finally:
         connection.close()
+
+
+def _reason(error: OSError | sqlite3.Error) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _sync(path: Path) -> None:

@@ -56,8 +56,6 @@ EXPECTED = {
     ),
 }
 """What a route answers to whom; 401 to everybody else."""
-NAMES_NO_MODEL = {"/v1/models", "/api/tags", "/api/version", "/openapi.json", "/infill", "/api/chat", "/api/generate"}
-"""Routes that a key for another model may call too: they use none, or an empty request fails before its model."""
 
 
 @pytest.mark.anyio

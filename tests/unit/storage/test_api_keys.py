@@ -24,6 +24,11 @@ def database(tmp_path: Path) -> Database:
     return open_database(f"sqlite:///{tmp_path / 'q.db'}")
 
 
+def test_tenants_have_names_in_every_script(database: Database) -> None:
+    for tenant in ("team-a", "销售部", "user@example.org", "Ünal_1"):
+        assert ApiKeys(database).create(name="名字", tenant=tenant, actor="me").key.tenant == tenant
+
+
 def test_a_key_opens_until_it_expires_or_is_revoked(database: Database) -> None:
     clock = Clock()
     keys = ApiKeys(database, clock=clock)

@@ -15,7 +15,6 @@ from fastapi.routing import APIRouter
 from qwenstack.core.outputs import CompletionOutput, OutputDelta
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.serving.access import KeyRoute
-from qwenstack.serving.identity import Identity
 from qwenstack.serving.rest.endpoint import (
     Backend,
     StreamForm,
@@ -66,10 +65,15 @@ def ollama_routes(backend: Backend) -> APIRouter:
     service = backend.service
     responses = generation_responses(_STREAM_DESCRIPTION, media_type=_LINES, body=OllamaErrorBody)
 
-    async def answer(body: RequestFields, request: Request, prompt: Prompt | None, write_line: WriteLine) -> Response:
-        job = _make_job(service, body, request, prompt)
-        if job is None:
-            return json_response(_loaded(service, body, request, write_line))
+    async def answer(
+        body: RequestFields, request: Request, options: RequestOptions, prompt: Prompt | None, write_line: WriteLine
+    ) -> Response:
+        params = service.choose_params(body.sampling_changes(), max_tokens_field="options.num_predict")
+        if prompt is None:  # it only asks for the model to be loaded
+            return json_response(_loaded(options.adapter or service.card.id, write_line))
+        job = GenerationJob(
+            request_id=f"ollama-{request_id_of(request)}", prompts=[prompt], params=params, options=options
+        )
         if body.wants_stream:
             return backend.stream(request, _stream_lines(service, job, write_line), OLLAMA_STREAM)
         return json_response(await backend.run(request, _complete(service, job, write_line)))
@@ -79,25 +83,25 @@ def ollama_routes(backend: Backend) -> APIRouter:
     )
     async def chat(body: OllamaChatRequest, request: Request) -> Response:
         """Go on with a conversation."""
-        _adapter_of(service, body, identity_of(request))  # nothing is read for whom the model is not
+        options = _options_of(service, body, request)
         prompt = None
         if body.messages:
             messages = [turn.to_message() for turn in body.messages]
             prompt = await service.read_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking)
-        return await answer(body, request, prompt, _write_chat_line)
+        return await answer(body, request, options, prompt, _write_chat_line)
 
     @router.post(
         "/api/generate", summary="Answer a prompt (Ollama)", response_model=OllamaGenerateLine, responses=responses
     )
     async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
         """Answer a prompt, or go on with it."""
-        _adapter_of(service, body, identity_of(request))
+        options = _options_of(service, body, request)
         prompt = None
         if body.prompt and body.raw:
             prompt = await service.read_text(body.prompt)
         elif body.prompt:
             prompt = await service.read_chat(body.to_messages(), enable_thinking=body.wants_thinking)
-        return await answer(body, request, prompt, _write_generate_line)
+        return await answer(body, request, options, prompt, _write_generate_line)
 
     @router.get("/api/tags", summary="List the models (Ollama)", response_model=TagsResponse)
     async def list_tags(request: Request) -> Response:
@@ -126,24 +130,11 @@ def _encode_error(answer: ErrorAnswer) -> bytes:
 OLLAMA_STREAM = StreamForm(media_type=_LINES, ping=b"", write_error=_encode_error)
 
 
-def _make_job(
-    service: GenerationService, body: RequestFields, request: Request, prompt: Prompt | None
-) -> GenerationJob | None:
-    """Check a request; None where it only asks for the model to be loaded."""
+def _options_of(service: GenerationService, body: RequestFields, request: Request) -> RequestOptions:
+    """Return whose request it is and the adapter that a name stands for, with or without the tag that clients add."""
     caller = identity_of(request)
-    options = RequestOptions(tenant=caller.tenant, adapter=_adapter_of(service, body, caller))
-    params = service.choose_params(body.sampling_changes(), max_tokens_field="options.num_predict")
-    if prompt is None:
-        return None
-    return GenerationJob(
-        request_id=f"ollama-{request_id_of(request)}", prompts=[prompt], params=params, options=options
-    )
-
-
-def _adapter_of(service: GenerationService, body: RequestFields, caller: Identity) -> str | None:
-    """Return the adapter that a name stands for, with or without the tag that clients add."""
     model = body.model if service.is_served(body.model) else body.model.removesuffix(LATEST)
-    return service.adapter_of(model, caller)
+    return RequestOptions(tenant=caller.tenant, adapter=service.adapter_of(model, caller))
 
 
 def _new_line(model: str) -> Line:
@@ -161,8 +152,8 @@ def _write_generate_line(line: Line, turn: AnswerTurn) -> OllamaGenerateLine:
     return written
 
 
-def _loaded(service: GenerationService, body: RequestFields, request: Request, write_line: WriteLine) -> Line:
-    line = _new_line(_adapter_of(service, body, identity_of(request)) or service.card.id)
+def _loaded(model: str, write_line: WriteLine) -> Line:
+    line = _new_line(model)
     line["done"], line["done_reason"] = True, "load"
     return write_line(line, {"role": "assistant", "content": ""})
 

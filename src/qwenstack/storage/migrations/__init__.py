@@ -1,6 +1,6 @@
 """How the tables came to be, one step after the other, run by Alembic within one transaction.
 
-Alembic is imported only where there is something to do: it takes a quarter of a second, and a server starts often.
+Alembic is imported only where there is something to do: that costs a tenth of a second, and a server starts often.
 """
 
 from __future__ import annotations

@@ -7,14 +7,12 @@ import re
 import jsonschema
 import pytest
 from support.grammar_walks import accepts, constraint_of, vocabulary_of, walk
+from support.read_calls import read_calls
 
 from qwenstack.core.grammar import Grammar
 from qwenstack.engine.grammar.lark_source import lark_of
 from qwenstack.engine.grammar.refusal import GrammarRefusal
 from qwenstack.engine.grammar.token_table import TokenTable
-from qwenstack.engine.output_parser import OutputParser
-from qwenstack.engine.tool_call_syntax import ToolSignatures
-from qwenstack.tokenizer import ChatMarkers, Marks
 
 WEATHER = {
     "type": "object",
@@ -122,34 +120,16 @@ def test_json_that_names_no_tool_is_text():
 
 
 def read(text: str) -> list[tuple[str, object]]:
-    """What the parser takes for calls."""
-    parser = OutputParser(
-        ChatMarkers(tool_call=Marks("<tool_call>", "</tool_call>"), tool_format="hermes"),
-        phase="answer",
-        tools=ToolSignatures.from_tools(json.dumps(TOOLS)),
-    )
-    names: dict[int, str] = {}
-    arguments: dict[int, str] = {}
-    for piece in [*parser.push(text), *parser.finish()]:
-        if piece.call is not None:
-            names.setdefault(piece.call.index, piece.call.name or "")
-            arguments[piece.call.index] = arguments.get(piece.call.index, "") + piece.call.arguments
-    return [(names[index], json.loads(arguments[index])) for index in names]
+    return read_calls(text, TOOLS, "hermes")[1]
 
 
 def test_parser_and_grammar_agree_on_what_stands_behind_a_forgotten_opening_mark():
     wrong = f"{bare('now', {})}\n</tool_call>\n{bare('now', {'x': 1})}"
     assert accepts(constraint_of(tools_grammar()), wrong)
     assert read(wrong) == [("now", {})]
-    named = json.dumps([{"type": "function", "function": {"name": "name"}}])
+    named = [{"type": "function", "function": {"name": "name"}}]
     escaped = '{"name": "n\\u0061me", "arguments": {"x": 1}}'
-    parser = OutputParser(
-        ChatMarkers(tool_call=Marks("<tool_call>", "</tool_call>"), tool_format="hermes"),
-        phase="answer",
-        tools=ToolSignatures.from_tools(named),
-    )
-    pieces = [*parser.push(escaped), *parser.finish()]
-    assert "".join(piece.text for piece in pieces) == escaped
+    assert read_calls(escaped, named, "hermes") == (escaped, [])
 
 
 HEADS = [

@@ -6,15 +6,13 @@ import random
 import jsonschema
 import pytest
 from support.grammar_walks import BYTE_TABLE, accepts, constraint_of, vocabulary_of, walk
+from support.read_calls import read_calls
 
 from qwenstack.core.grammar import Grammar
 from qwenstack.engine.grammar.lark_source import lark_of
 from qwenstack.engine.grammar.refusal import GrammarRefusal
 from qwenstack.engine.grammar.token_table import TokenTable
 from qwenstack.engine.grammar.xml_calls import is_plain_text
-from qwenstack.engine.output_parser import OutputParser
-from qwenstack.engine.tool_call_syntax import ToolSignatures
-from qwenstack.tokenizer import ChatMarkers, Marks
 
 ORDER = {
     "type": "object",
@@ -55,18 +53,7 @@ def call(name: str, *arguments: tuple[str, str]) -> str:
 
 
 def read(text: str) -> list[tuple[str, object]]:
-    parser = OutputParser(
-        ChatMarkers(tool_call=Marks("<tool_call>", "</tool_call>"), tool_format="qwen_xml"),
-        phase="answer",
-        tools=ToolSignatures.from_tools(json.dumps(TOOLS)),
-    )
-    names: dict[int, str] = {}
-    arguments: dict[int, str] = {}
-    for piece in [*parser.push(text), *parser.finish()]:
-        if piece.call is not None:
-            names.setdefault(piece.call.index, piece.call.name or "")
-            arguments[piece.call.index] = arguments.get(piece.call.index, "") + piece.call.arguments
-    return [(names[index], json.loads(arguments[index])) for index in names]
+    return read_calls(text, TOOLS, "qwen_xml")[1]
 
 
 def test_calls_that_fit_are_let_through_and_read_back() -> None:
