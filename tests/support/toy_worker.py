@@ -1,7 +1,7 @@
 """The engine process on the toy model, with requests that end it.
 
 A prompt that begins with `POISON` ends the process while it is computed; one that begins with `LOSES_A_BLOCK` takes a
-block out of the pool. Adapters exist by name alone.
+block out of the pool; with one that begins with `FAILS`, the step fails. Adapters exist by name alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from support.toy import ToyDecoder, toy_model
 
 POISON = 40
 LOSES_A_BLOCK = 41
+FAILS = 45
 STEP_S = 0.002
 """Long enough that requests meet in a step."""
 FATAL_STEP_S = 0.2
@@ -34,6 +35,8 @@ class PoisonedDecoder(ToyDecoder):
         if np.any((batch.positions == 0) & (batch.token_ids == POISON)):
             time.sleep(FATAL_STEP_S)
             os.abort()
+        if np.any((batch.positions == 0) & (batch.token_ids == FAILS)):
+            raise ArithmeticError("This cannot be computed.")
         return super().forward(batch, kv_cache)
 
 

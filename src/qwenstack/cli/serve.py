@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from qwenstack.cli.loading import engine_config, fetch_model
 from qwenstack.cli.options import Assignments, ModelArgument
 from qwenstack.cli.settings import Settings, load_settings
 from qwenstack.cli.storage import NO_DATABASE, open_storage
+from qwenstack.core.config import secrets_of
+from qwenstack.logs import LogConfig, logging_to
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from qwenstack.engine import EngineConfig
     from qwenstack.serving import ServeConfig
     from qwenstack.storage import Database
+
+logger = logging.getLogger(__name__)
 
 
 @Parameter(name="*")
@@ -76,12 +80,17 @@ def serve(
     assignments: Assignments = (),
 ) -> None:
     """Serve a model over HTTP, with a chat page for the browser."""
+    settings = load_settings(assignments, {"model": model, **options.by_key()}).value
+    with logging_to(config=log_config(settings), secrets=secrets_of(settings)):
+        _prepare_and_serve(settings)
+
+
+def _prepare_and_serve(settings: Settings) -> None:
     import asyncio
 
     from qwenstack.serving import KeyRing, check_binding, open_socket
     from qwenstack.storage import ApiKeys
 
-    settings = load_settings(assignments, {"model": model, **options.by_key()}).value
     config = serve_config(settings)
     keeps_nothing = settings.storage.url == NO_DATABASE
     # What can be refused is refused before a long download.
@@ -90,17 +99,20 @@ def serve(
         check_binding(config, KeyRing(config.api_keys, stored))
         with contextlib.closing(open_socket(config)) as listener:
             pulled = fetch_model(settings)
-            _say(f"Loading {pulled.name} ...")
+            logger.info("Loading %s ...", pulled.name)
+            engine = engine_config(settings, pulled)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(_serve(engine_config(settings, pulled), config, listener, database))
+                runner.run(_serve(engine, log_config(settings), config, listener, database))
 
 
-async def _serve(engine: EngineConfig, config: ServeConfig, listener: socket.socket, database: Database | None) -> None:
+async def _serve(
+    engine: EngineConfig, logs: LogConfig, config: ServeConfig, listener: socket.socket, database: Database | None
+) -> None:
     """Load the model in a process of its own and serve it until a signal."""
     from qwenstack.engine.client import EngineClient
     from qwenstack.serving import create_app, serve_app
 
-    client = await EngineClient.start(engine)
+    client = await EngineClient.start(engine, logs=logs)
     try:
         config = replace(config, default_sampling=client.default_sampling)
         app = create_app(client, config, database=database)
@@ -117,7 +129,12 @@ def serve_config(settings: Settings) -> ServeConfig:
     """
     from qwenstack.serving import ServeConfig
 
-    return ServeConfig(**asdict(settings.server), static_dir=static_dir())
+    return ServeConfig(**asdict(settings.server), static_dir=static_dir(), log_requests=settings.log.requests)
+
+
+def log_config(settings: Settings) -> LogConfig:
+    """Return how the server and its engine shall log."""
+    return LogConfig(format=settings.log.format, level=settings.log.level)
 
 
 def static_dir() -> Path:
@@ -135,9 +152,4 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _announce(name: str, urls: Sequence[str]) -> None:
     for url in urls:
-        _say(f"{name} answers at {url} (API: {url}/v1). Ctrl-C stops.")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+        logger.info("%s answers at %s (API: %s/v1). Ctrl-C stops.", name, url, url)

@@ -102,6 +102,18 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What `serve` writes to standard error."""
+
+    format: Literal["text", "json"] = "text"
+    """text: lines for people; json: one object a line, for programs."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important lines that are written; debug also shows health checks and files of the page."""
+    requests: bool = True
+    """A line for each request: method, route, status, milliseconds and ids; never what was asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSettings:
     """Where API keys and the audit log are kept."""
 
@@ -135,6 +147,7 @@ class Settings:
     server: ServerSettings = ServerSettings()
     hub: HubSettings = HubSettings()
     storage: StorageSettings = StorageSettings()
+    log: LogSettings = LogSettings()
 
 
 def load_settings(assignments: Iterable[str] = (), flags: Mapping[str, object] | None = None) -> Resolved[Settings]:

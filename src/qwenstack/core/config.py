@@ -38,6 +38,7 @@ __all__ = [
     "from_toml",
     "load_config",
     "refuse_personal",
+    "secrets_of",
     "settings_of",
 ]
 
@@ -155,6 +156,15 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
 def values_of(config: object) -> dict[str, object]:
     """Return the value of every key of a settings dataclass."""
     return {key: functools.reduce(getattr, key.split("."), config) for key in settings_of(type(config))}
+
+
+def secrets_of(config: object) -> list[str]:
+    """Return the texts in a settings dataclass that must not be shown."""
+    settings, found = settings_of(type(config)), list[str]()
+    for key, value in values_of(config).items():
+        if settings[key].is_secret:
+            found += [value] if isinstance(value, str) else cast("tuple[str, ...]", value or ())
+    return found
 
 
 def from_toml(path: Path) -> Layer:

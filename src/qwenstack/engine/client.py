@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -52,7 +53,10 @@ from qwenstack.engine.wire import (
     event_decoder,
 )
 from qwenstack.hub.checkpoint import open_checkpoint
+from qwenstack.logs import LogConfig
 from qwenstack.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _WORKER_MODULE = "qwenstack.engine.worker"
 _READ_BYTES = 1 << 16
@@ -79,9 +83,12 @@ class EngineClient:
         card: ModelCard,
         tokenizer: Tokenizer,
         sampling: Mapping[str, float | int],
+        *,
+        logs: LogConfig = LogConfig(),
     ) -> None:
         """Take over a process that is ready; `EngineClient.start` makes one."""
         self._config = config
+        self._logs = logs
         self._process: _EngineProcess | None = process
         self._card = card
         self._tokenizer = tokenizer
@@ -93,8 +100,8 @@ class EngineClient:
         self._supervisor = asyncio.create_task(self._keep_alive(process))
 
     @classmethod
-    async def start(cls, config: EngineConfig) -> EngineClient:
-        """Start the engine process and wait until its model is loaded.
+    async def start(cls, config: EngineConfig, *, logs: LogConfig = LogConfig()) -> EngineClient:
+        """Start the engine process, which logs as `logs` says, and wait until its model is loaded.
 
         Raises:
             CheckpointError: the model is missing, damaged or of a kind that is not read here.
@@ -103,7 +110,7 @@ class EngineClient:
             EngineError: the process died.
         """
         started, text_side = await asyncio.gather(
-            _EngineProcess.start(config), asyncio.to_thread(_read_text_side, config), return_exceptions=True
+            _EngineProcess.start(config, logs), asyncio.to_thread(_read_text_side, config), return_exceptions=True
         )
         if isinstance(started, BaseException):
             raise started
@@ -111,7 +118,7 @@ class EngineClient:
         if isinstance(text_side, BaseException):
             await process.stop()
             raise text_side
-        return cls(config, process, card, *text_side)
+        return cls(config, process, card, *text_side, logs=logs)
 
     @property
     def card(self) -> ModelCard:
@@ -238,9 +245,9 @@ class EngineClient:
             self._process = None
             self._quarantine.blame(process.fatal_digests)
             await process.stop()
-            print(f"The engine process died ({process.cause_of_death}); starting it again.", file=sys.stderr)
+            logger.error("The engine process died (%s); starting it again.", process.cause_of_death)
             process = self._process = await self._start_again()
-            print("The engine is ready again.", file=sys.stderr)
+            logger.warning("The engine is ready again.")
 
     async def _start_again(self) -> _EngineProcess:
         """Try until the process is ready, waiting longer each time it does not come up."""
@@ -249,13 +256,13 @@ class EngineClient:
             await asyncio.sleep(delay_s)
             process = None
             try:
-                process, self._card = await _EngineProcess.start(self._config)
+                process, self._card = await _EngineProcess.start(self._config, self._logs)
                 await self._load_adapters_again(process)
                 return process
             except (QwenStackError, OSError) as error:
                 if process is not None:
                     await process.stop()
-                print(f"The engine did not start: {error}", file=sys.stderr)
+                logger.error("The engine did not start: %s", error)
                 delay_s = min(2 * delay_s, _LAST_RESTART_DELAY_S)
 
     async def _load_adapters_again(self, process: _EngineProcess) -> None:
@@ -271,7 +278,7 @@ class EngineClient:
             except EngineError:
                 raise  # the process, not the adapter
             except QwenStackError as error:
-                print(f"The adapter {name!r} was not loaded again: {error}", file=sys.stderr)
+                logger.error("The adapter %r was not loaded again: %s", name, error)
                 del self._adapters[name]
 
 
@@ -303,7 +310,7 @@ class _EngineProcess:
         self._reading = asyncio.create_task(self._read(reader))
 
     @classmethod
-    async def start(cls, config: EngineConfig) -> tuple[_EngineProcess, ModelCard]:
+    async def start(cls, config: EngineConfig, logs: LogConfig) -> tuple[_EngineProcess, ModelCard]:
         """Start a worker and wait until its model is loaded; a worker that does not get there is gone afterwards.
 
         Raises:
@@ -311,7 +318,7 @@ class _EngineProcess:
         """
         process = await cls._spawn()
         try:
-            return process, await process.load(config)
+            return process, await process.load(config, logs)
         except BaseException:
             await process.stop()
             raise
@@ -343,8 +350,8 @@ class _EngineProcess:
             return "killed, perhaps because memory ran out"
         return f"signal {-code}" if code < 0 else f"exit status {code}"
 
-    async def load(self, config: EngineConfig) -> ModelCard:
-        self._send(Start(config))
+    async def load(self, config: EngineConfig, logs: LogConfig) -> ModelCard:
+        self._send(Start(config, logs))
         return await asyncio.shield(self._ready)
 
     async def wait_until_dead(self) -> None:

@@ -572,6 +572,8 @@ class Engine:
     # ---- ending ----
 
     def _fail(self, sequence: Sequence, error: Exception) -> OutputDelta:
+        if not isinstance(error, CapacityError | RequestError):
+            logger.error("An answer failed.", exc_info=error, extra={"engine_request_id": sequence.request_id})
         self._end(sequence, "error")
         return failed_delta(sequence.request_id, sequence.index, error)
 

@@ -15,10 +15,10 @@ last or before the next `session`. The file holds prompts: it is made for its ow
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import stat
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -37,6 +37,8 @@ from qwenstack.engine.hooks import SILENT, Journal
 from qwenstack.engine.loading import LoadedModel
 from qwenstack.engine.path_codec import decode_path, encode_path
 from qwenstack.hub.fingerprint import checkpoint_fingerprint, fingerprint_memory, identify_checkpoint
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Raised when a record changes its meaning."""
@@ -214,7 +216,7 @@ class RequestJournal:
                 self._begin_new_file(record.step)
             _write_whole(self._fd, line)
         except OSError as error:
-            print(f"The journal {str(self._path)!r} ends here: {error.strerror}.", file=sys.stderr, flush=True)
+            logger.error("The journal %r ends here: %s.", str(self._path), error.strerror)
             self.close()
             return
         self._num_bytes += len(line)

@@ -18,6 +18,7 @@ from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.path_codec import decode_path, encode_path
+from qwenstack.logs import LogConfig
 
 MAX_FRAME_BYTES = 64 << 20
 """Above what any step sends, scored prompts included; a longer frame means that the stream is broken."""
@@ -28,6 +29,7 @@ class Start(msgspec.Struct, tag=True):
     """Load this model; the first command."""
 
     config: EngineConfig
+    logs: LogConfig = LogConfig()
 
 
 class Submit(msgspec.Struct, tag=True):

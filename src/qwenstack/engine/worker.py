@@ -7,6 +7,7 @@ a session of its own. It ends when the other side closes the socket.
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import socket
 import sys
@@ -40,6 +41,9 @@ from qwenstack.engine.wire import (
     command_decoder,
     encode_frame,
 )
+from qwenstack.logs import logging_to
+
+logger = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 16
 _COMMANDS_A_STEP = 32
@@ -85,10 +89,11 @@ def main(socket_fd: int, memory_fd: int) -> None:
     try:
         start = channel.receive(wait=True)
         assert isinstance(start, Start), "the first command names the model"
-        worker = _load(start.config, channel, recorder)
-        if worker is not None:
-            with contextlib.closing(worker):
-                worker.serve()
+        with logging_to(config=start.logs):
+            worker = _load(start.config, channel, recorder)
+            if worker is not None:
+                with contextlib.closing(worker):
+                    worker.serve()
     except (EOFError, ConnectionError):
         return
 
@@ -151,7 +156,7 @@ class Worker:
         try:
             self._engine.check_integrity()
         except EngineError as error:
-            print(f"The engine is damaged and stops, to be started again: {error}", file=sys.stderr, flush=True)
+            logger.error("The engine is damaged and stops, to be started again: %s", error)
             sys.exit(_EXIT_DAMAGED)
 
     def _obey(self, command: Command) -> None:

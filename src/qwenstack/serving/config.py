@@ -65,6 +65,8 @@ class ServeConfig:
     """A stream that is silent this long sends a comment, so that nothing between closes it."""
     shutdown_timeout_s: int = 1
     """After a signal, open answers have this long to end before they are cut."""
+    log_requests: bool = True
+    """Whether each request gets a line in the log; failures of our own always do."""
 
     def __post_init__(self) -> None:
         """Check every value once."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import traceback
+
+from qwenstack.logs import describe_failure
 
 logger = logging.getLogger(__name__)
 
 
 def log_failure(error: BaseException, request_id: str) -> None:
     """Log a failure and what caused it, without the messages, which may hold what a user wrote."""
-    parts: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        parts.append(f"{type(cause).__qualname__}\n{''.join(traceback.format_tb(cause.__traceback__))}")
-        cause = cause.__cause__
-    logger.error("Request %s failed: %s", request_id, "caused by ".join(parts))
+    # Not `exc_info`: where somebody else set logging up, it would bring the messages.
+    kind = type(error).__qualname__
+    logger.error("Request %s failed: %s.", request_id, kind, extra={"exception": describe_failure(error)})

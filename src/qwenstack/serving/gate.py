@@ -15,6 +15,7 @@ import msgspec
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.access import declared_access, error_writer_of, match_route
 from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig, is_loopback_host, parse_address
@@ -22,6 +23,7 @@ from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.identity import STRANGER, Access, Identity, KeyRing
 from qwenstack.serving.metrics import Metrics
+from qwenstack.serving.request_log import Outcome, client_label, known_method, log_request
 from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, WriteError, answer_error
 
 _API_CSP = "default-src 'none'; frame-ancestors 'none'"
@@ -47,9 +49,12 @@ _SINGLE_HEADERS = frozenset(
         "content-encoding",
         "content-length",
         "sec-fetch-site",
+        "access-control-request-method",
     }
 )
 """Headers that may come once: of two values, two readers could believe different ones."""
+_LABELS = frozenset({"x-request-id"})
+"""Headers that decide nothing; of several, the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +76,8 @@ class RequestHead:
         pairs: Iterable[tuple[bytes, bytes]] = scope["headers"]
         for raw_name, raw_value in pairs:
             name = raw_name.decode("latin-1").lower()
-            if name in _SINGLE_HEADERS or name == "access-control-request-method":
-                repeated = name if name in headers else repeated
+            if name in _SINGLE_HEADERS or name in _LABELS:
+                repeated = name if name in headers and name not in _LABELS else repeated
                 headers[name] = raw_value.decode("latin-1").strip()
         return cls(method=scope["method"], scheme=scope.get("scheme", "http"), headers=headers, repeated=repeated)
 
@@ -220,6 +225,7 @@ class Gate:
         self._audit = audit
         self._max_body_bytes = config.max_body_bytes
         self._body_timeout_s = config.body_timeout_s
+        self._logs_requests = config.log_requests
         self._routes = routes
         self._metrics = metrics
 
@@ -243,31 +249,49 @@ class Gate:
         identity = self._keys.identify(head.api_key, now_ms=time.time() * 1000)
         signed = _SignedSend(send, request_id=request_id, foreign_origin=self._foreign_origin(head))
         started_at = time.perf_counter()
-        try:
-            if signed.foreign_origin is not None and head.is_preflight():
-                await _send_preflight(signed)
-                return
-            refusal = self._rules.judge(head, access, identity)
-            if refusal is not None:
-                raise refusal
-            scope["state"]["identity"] = identity
-            await self._app(scope, self._bounded(receive), signed)
-        except Exception as error:  # noqa: BLE001 - nothing that a request causes may stay unanswered
-            answer = answer_error(error, request_id=request_id)
-            if answer.is_our_fault:
-                log_failure(error, request_id)
-            if signed.status is not None:
-                raise ConnectionAbortedError("An answer broke off after it had begun.") from None
-            await _send_error(signed, answer, error_writer_of(route))
-        finally:
-            path = route.path if route else "unmatched"
-            status = signed.status or CLIENT_GONE_STATUS
-            duration_s = time.perf_counter() - started_at
-            self._metrics.count_http(method=head.method, route=path, status=status, duration_s=duration_s)
-            if access is not Access.PUBLIC:
-                self._audit.note(
-                    identity, f"{head.method} {path}", status=status, request_id=request_id, duration_s=duration_s
+        context = RequestContext(
+            request_id=request_id,
+            tenant=identity.tenant,
+            key_id=identity.key_id,
+            client_request_id=client_label(head.headers.get("x-request-id", "")),
+        )
+        with request_context(context):
+            try:
+                if signed.foreign_origin is not None and head.is_preflight():
+                    await _send_preflight(signed)
+                    return
+                refusal = self._rules.judge(head, access, identity)
+                if refusal is not None:
+                    raise refusal
+                scope["state"]["identity"] = identity
+                await self._app(scope, self._bounded(receive), signed)
+            except Exception as error:  # noqa: BLE001 - nothing that a request causes may stay unanswered
+                answer = answer_error(error, request_id=request_id)
+                if answer.is_our_fault:
+                    log_failure(error, request_id)
+                if signed.status is not None:
+                    raise ConnectionAbortedError("An answer broke off after it had begun.") from None
+                await _send_error(signed, answer, error_writer_of(route))
+            finally:
+                outcome = Outcome(
+                    method=known_method(head.method),
+                    route=route.path if route else "unmatched",
+                    access=access,
+                    status=signed.status or CLIENT_GONE_STATUS,
+                    duration_s=time.perf_counter() - started_at,
                 )
+                self._note(outcome, identity, request_id)
+
+    def _note(self, outcome: Outcome, identity: Identity, request_id: str) -> None:
+        """Tell those who keep count what came of a request."""
+        self._metrics.count_http(outcome)
+        if self._logs_requests:
+            log_request(outcome)
+        if outcome.access is not Access.PUBLIC:
+            subject = f"{outcome.method} {outcome.route}"
+            self._audit.note(
+                identity, subject, status=outcome.status, request_id=request_id, duration_s=outcome.duration_s
+            )
 
     def _foreign_origin(self, head: RequestHead) -> str | None:
         origin = head.headers.get("origin")

@@ -11,13 +11,13 @@ from prometheus_client.registry import Collector
 
 from qwenstack.core.outputs import FinishReason, OutputDelta
 from qwenstack.core.protocols import EngineStats
+from qwenstack.serving.request_log import Outcome
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _ITL_BUCKETS_S = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 _E2E_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
 class Metrics:
@@ -66,10 +66,10 @@ class Metrics:
         """Count one finished answer."""
         self._success.labels(self._model_name, finish_reason).inc()
 
-    def count_http(self, *, method: str, route: str, status: int, duration_s: float) -> None:
-        """Count one HTTP request; `route` is a template, so that paths cannot grow the table."""
-        self._http_requests.labels(method if method in _METHODS else "OTHER", route, str(status)).inc()
-        self._http_duration.labels(route).observe(duration_s)
+    def count_http(self, outcome: Outcome) -> None:
+        """Count one HTTP request."""
+        self._http_requests.labels(outcome.method, outcome.route, str(outcome.status)).inc()
+        self._http_duration.labels(outcome.route).observe(outcome.duration_s)
 
     def render(self, stats: EngineStats | None) -> bytes:
         """Write the page that Prometheus reads; without `stats` the engine's own lines are left out."""

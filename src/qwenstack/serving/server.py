@@ -90,7 +90,7 @@ def _explain_bind_error(error: OSError, config: ServeConfig) -> str:
 
 
 def _uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
-    # The access log would hold addresses and paths of private conversations; /metrics counts requests instead.
+    # Its lines would hold addresses and paths; `request_log` writes ours.
     logging.getLogger("uvicorn.access").disabled = True
     http: type[asyncio.Protocol] | str = "h11"
     if importlib.util.find_spec("httptools") is not None:

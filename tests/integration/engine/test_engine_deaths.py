@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.toy import ToyTokenizer
-from support.toy_worker import FATAL_STEP_S, LOSES_A_BLOCK, POISON
+from support.toy_worker import FAILS, FATAL_STEP_S, LOSES_A_BLOCK, POISON
 
 from qwenstack.core.errors import EngineError, RequestError
 from qwenstack.core.sampling_params import SamplingParams
@@ -18,6 +19,7 @@ from qwenstack.engine import client as client_module
 from qwenstack.engine.client import EngineClient
 from qwenstack.engine.quarantine import request_digest
 from qwenstack.engine.wire import Submit
+from qwenstack.logs import LogConfig
 
 LONG = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
 SHORT = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
@@ -29,10 +31,10 @@ def with_client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(client_module, "_WORKER_MODULE", "support.toy_worker")
     monkeypatch.setattr(client_module, "_read_text_side", lambda _: (ToyTokenizer(), {}))
 
-    def run(body: Callable[[EngineClient], Awaitable[Any]], **options: Any) -> Any:
+    def run(body: Callable[[EngineClient], Awaitable[Any]], *, logs: LogConfig = LogConfig(), **options: Any) -> Any:
         async def whole() -> Any:
             config = EngineConfig(model_path=Path("toy"), model_name="toy", **options)
-            client = await EngineClient.start(config)
+            client = await EngineClient.start(config, logs=logs)
             try:
                 return await asyncio.wait_for(body(client), 120)
             finally:
@@ -129,7 +131,7 @@ def test_sec_07_a_reader_who_left_before_the_death_does_not_hide_the_request(wit
 
 
 def test_an_engine_whose_books_do_not_agree_is_replaced(
-    with_client: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+    with_client: Callable[..., Any], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body(client: EngineClient) -> None:
         pid = client.pid
@@ -142,8 +144,24 @@ def test_an_engine_whose_books_do_not_agree_is_replaced(
     with_client(body)
     said = capfd.readouterr().err
     assert "The engine is damaged and stops" in said
-    assert "exit status 70" in said
     assert "Traceback" not in said
+    assert "exit status 70" in caplog.text
+
+
+def test_the_engine_logs_as_the_server_does_and_names_the_request_of_a_failure(
+    with_client: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def body(client: EngineClient) -> None:
+        with pytest.raises(EngineError, match="cannot be computed"):
+            await answer(client, [FAILS], "chatcmpl-1")
+        assert len(await answer(client, [4], "after")) == 5
+
+    with_client(body, logs=LogConfig(format="json"))
+    (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert line["engine_request_id"] == "chatcmpl-1"
+    assert (line["level"], line["logger"]) == ("error", "qwenstack.engine.engine")
+    assert "ArithmeticError" in line["exception"]
+    assert "toy_worker.py" in line["exception"]
 
 
 def test_adapters_are_loaded_listed_and_there_again_after_a_death(with_client: Callable[..., Any]) -> None:
