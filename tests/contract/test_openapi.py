@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "serving"))
 
+from toy_embedder import ToyEmbedder
 from toy_llm import ToyLLM
 
 from qwenstack.serving import ServeConfig, create_app
@@ -24,6 +25,7 @@ from qwenstack.serving.openapi import build_openapi
 from qwenstack.serving.rest.health import Health
 from qwenstack.serving.wire.chat import ChatCompletion, ChatCompletionChunk
 from qwenstack.serving.wire.completions import Completion, CompletionChunk
+from qwenstack.serving.wire.embeddings import EmbeddingList
 from qwenstack.serving.wire.errors import ErrorBody
 from qwenstack.serving.wire.models import Model, ModelList
 from qwenstack.serving.wire.qwen3 import GenerateResponse
@@ -91,6 +93,7 @@ TEXT = {"prompt": ["你好", "x"], "logprobs": 2, "echo": True, "max_tokens": 10
     [
         ("POST", "/v1/chat/completions", CHAT, ChatCompletion),
         ("POST", "/v1/completions", TEXT, Completion),
+        ("POST", "/v1/embeddings", {"input": "x"}, EmbeddingList),
         ("POST", "/v1/chat/completions", {"messages": []}, ErrorBody),
         ("POST", "/qwen3/generate", {"prompt": "x"}, GenerateResponse),
         ("GET", "/v1/models", None, ModelList),
@@ -103,7 +106,7 @@ TEXT = {"prompt": ["你好", "x"], "logprobs": 2, "echo": True, "max_tokens": 10
 async def test_an_answer_has_exactly_the_documented_shape(
     method: str, path: str, body: dict | None, shape: type
 ) -> None:
-    app = create_app(ToyLLM(), ServeConfig())
+    app = create_app(ToyLLM(), ServeConfig(), embedder=ToyEmbedder())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         answer = (await client.request(method, path, json=body)).content
     check_shape(shape, answer)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 import qwenstack
+from qwenstack.cli.embedding import make_embedder
 from qwenstack.cli.loading import engine_config, fetch_model
 from qwenstack.cli.options import Assignments, ModelArgument
 from qwenstack.cli.settings import Settings, load_settings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from qwenstack.engine import EngineConfig
+    from qwenstack.retrieval import E5Embedder
     from qwenstack.serving import ServeConfig
     from qwenstack.storage import Database
 
@@ -53,6 +55,8 @@ class ServeOptions:
     """LoRA adapter that requests may name, as NAME=FOLDER."""
     merge_adapter: Path | None = None
     """Folder of one LoRA adapter to add to the weights for good."""
+    embedding_model: str | None = None
+    """Model that makes vectors of texts, or off. [default: multilingual-e5-small]"""
 
     def by_key(self) -> dict[str, object]:
         """Return the values by the settings they stand for; None where the option was not used."""
@@ -66,6 +70,7 @@ class ServeOptions:
             "engine.num_threads": self.num_threads,
             "engine.adapters": self.adapter or None,
             "engine.merged_adapter": self.merge_adapter,
+            "embedding.model": self.embedding_model,
         }
 
 
@@ -92,6 +97,7 @@ def _prepare_and_serve(settings: Settings) -> None:
     from qwenstack.storage import ApiKeys
 
     config = serve_config(settings)
+    embedder = make_embedder(settings.embedding)
     keeps_nothing = settings.storage.url == NO_DATABASE
     # What can be refused is refused before a long download.
     with contextlib.nullcontext() if keeps_nothing else open_storage(settings.storage) as database:
@@ -102,11 +108,16 @@ def _prepare_and_serve(settings: Settings) -> None:
             logger.info("Loading %s ...", pulled.name)
             engine = engine_config(settings, pulled)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(_serve(engine, log_config(settings), config, listener, database))
+                runner.run(_serve(engine, log_config(settings), config, listener, database, embedder))
 
 
 async def _serve(
-    engine: EngineConfig, logs: LogConfig, config: ServeConfig, listener: socket.socket, database: Database | None
+    engine: EngineConfig,
+    logs: LogConfig,
+    config: ServeConfig,
+    listener: socket.socket,
+    database: Database | None,
+    embedder: E5Embedder | None,
 ) -> None:
     """Load the model in a process of its own and serve it until a signal."""
     from qwenstack.engine.client import EngineClient
@@ -115,10 +126,12 @@ async def _serve(
     client = await EngineClient.start(engine, logs=logs)
     try:
         config = replace(config, default_sampling=client.default_sampling)
-        app = create_app(client, config, database=database)
+        app = create_app(client, config, database=database, embedder=embedder)
         await serve_app(app, config, listener=listener, on_ready=lambda urls: _announce(client.card.id, urls))
     finally:
         await client.close()
+        if embedder is not None:
+            await embedder.close()
 
 
 def serve_config(settings: Settings) -> ServeConfig:

@@ -114,6 +114,16 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingSettings:
+    """The model that makes vectors of texts, beside the one that answers."""
+
+    model: str = "multilingual-e5-small"
+    """multilingual-e5-small, which is part of the installation; off: none."""
+    num_threads: Annotated[int, Between(low=1, high=1024)] | None = None
+    """Threads that it may use; none: one for every two cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSettings:
     """Where API keys and the audit log are kept."""
 
@@ -145,6 +155,7 @@ class Settings:
     """Model to use where a command names none."""
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
     hub: HubSettings = HubSettings()
     storage: StorageSettings = StorageSettings()
     log: LogSettings = LogSettings()

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from qwenstack.core.embedding import EmbeddingInput, InputType, Vector
 from qwenstack.core.infill import Gap, InfillPrompt
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta
@@ -146,5 +147,64 @@ class AsyncLLM(Protocol):
 
         Raises:
             EngineError: the engine does not answer; it is not ready.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderCard:
+    """What a client may know of the model that makes vectors of texts."""
+
+    id: str
+    """The name that requests use."""
+    created: int
+    """Since when it is served, in Unix seconds."""
+    dimensions: int
+    """Numbers of a vector."""
+    min_dimensions: int
+    """The fewest that a vector may be shortened to; `dimensions` where the model was not trained for that."""
+    max_tokens: int
+    """Of one text, the model's own marks included."""
+    input_types: tuple[InputType, ...]
+    """Those that the model tells apart or can be asked for; the first is what a text is where nobody says."""
+    takes_token_ids: bool
+    """Whether texts may come as token ids."""
+    num_parameters: int
+    weight_format: str
+    """The prevailing storage type of the weights, such as `Q4_0`."""
+
+
+class Embedder(Protocol):
+    """A model that makes vectors of texts."""
+
+    @property
+    def card(self) -> EmbedderCard:
+        """What is served."""
+        ...
+
+    async def prepare(
+        self, inputs: Sequence[str | Sequence[int]], *, input_type: InputType | None = None, truncate: bool = False
+    ) -> list[EmbeddingInput]:
+        """Turn texts or token ids into what the model reads, and count it.
+
+        Args:
+            inputs: what is to be embedded.
+            input_type: what the texts are; None: as each says itself, or the model's first type.
+            truncate: leave out the end of what is too long; without it, it comes back with its true length.
+
+        Raises:
+            RequestError: one of them is empty or no text, or has an id that the model does not have; the message names
+                it as `input[N]`.
+            EngineError: the model failed.
+        """
+        ...
+
+    async def embed(self, inputs: Sequence[EmbeddingInput]) -> list[Vector]:
+        """Return the vector of each input; callers take turns, and one that is cancelled stops soon.
+
+        Which others are computed beside an input changes no bit of its vector.
+
+        Raises:
+            EngineError: the model failed.
         """
         ...

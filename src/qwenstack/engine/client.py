@@ -9,10 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import socket
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -20,12 +16,14 @@ from pathlib import Path
 
 from qwenstack.core import errors
 from qwenstack.core.errors import EngineError, EngineRestartingError, QwenStackError, RequestError
+from qwenstack.core.framing import FrameBuffer
 from qwenstack.core.infill import Gap, InfillPrompt
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta, raise_if_failed
 from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.core.worker_process import cause_of_death, spawn_worker, stop_worker
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.flight_recorder import FlightRecorder, shared_memory
 from qwenstack.engine.loading import default_sampling, load_tokenizer
@@ -39,7 +37,6 @@ from qwenstack.engine.wire import (
     Command,
     Deltas,
     Event,
-    FrameBuffer,
     ListAdapters,
     LoadAdapter,
     LoadFailed,
@@ -60,15 +57,12 @@ logger = logging.getLogger(__name__)
 
 _WORKER_MODULE = "qwenstack.engine.worker"
 _READ_BYTES = 1 << 16
-_STOP_TIMEOUT_S = 1.0
 _FIRST_RESTART_DELAY_S = 0.2
 _LAST_RESTART_DELAY_S = 10.0
 _STEP_TIMEOUT_S = 60.0
 """An engine that is silent for longer is not well: a step of a large model on few cores takes seconds, not this."""
 _MAX_GIVEN_UP = 1024
 """A step ends and obeys the aborts that came meanwhile; no more readers than this leave during one."""
-_SECRETS = frozenset({"QWENSTACK_API_KEYS", "HF_TOKEN"})
-"""What the engine has no use for."""
 
 _Update = OutputDelta | QwenStackError
 
@@ -325,30 +319,15 @@ class _EngineProcess:
 
     @classmethod
     async def _spawn(cls) -> _EngineProcess:
-        ours, theirs = socket.socketpair()
-        with theirs, shared_memory() as memory_fd:
+        with shared_memory() as memory_fd:
             recorder = FlightRecorder(memory_fd)
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # the folder where the server was started is not a place to import from
-                "-m",
-                _WORKER_MODULE,
-                str(theirs.fileno()),
-                str(memory_fd),
-                pass_fds=[theirs.fileno(), memory_fd],
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C and signals to the group are the server's; it ends us in order
-                env=_worker_environment(),
-            )
-        return cls(process, recorder, *await asyncio.open_unix_connection(sock=ours))
+            process, reader, writer = await spawn_worker(_WORKER_MODULE, pass_fds=[memory_fd])
+        return cls(process, recorder, reader, writer)
 
     @property
     def cause_of_death(self) -> str:
         """What the system says of a process that was stopped."""
-        code = self._process.returncode or 0
-        if code == -signal.SIGKILL:
-            return "killed, perhaps because memory ran out"
-        return f"signal {-code}" if code < 0 else f"exit status {code}"
+        return cause_of_death(self._process)
 
     async def load(self, config: EngineConfig, logs: LogConfig) -> ModelCard:
         self._send(Start(config, logs))
@@ -404,13 +383,7 @@ class _EngineProcess:
         return await waiter
 
     async def stop(self) -> None:
-        self._writer.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), _STOP_TIMEOUT_S)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        await stop_worker(self._process, self._writer)
         self._reading.cancel()
         await asyncio.wait([self._reading])
         self._ready.cancel()
@@ -493,9 +466,3 @@ def _as_error(error_type: str, message: str, param: str | None, code: str | None
 def _read_text_side(config: EngineConfig) -> tuple[Tokenizer, Mapping[str, float | int]]:
     checkpoint = open_checkpoint(config.model_path)
     return load_tokenizer(checkpoint), default_sampling(checkpoint)
-
-
-def _worker_environment() -> dict[str, str]:
-    """Give the worker our environment without its secrets, and the import path that found us."""
-    kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

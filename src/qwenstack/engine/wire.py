@@ -1,17 +1,15 @@
 """What the server and the engine process say to each other: msgspec structs, length-prefixed, over a Unix socket pair.
 
-Nothing else passes: no pickle, no shared objects. A frame is four bytes of length, little endian, and a body in
-MessagePack.
+Nothing else passes: no pickle, no shared objects. The body of a frame (`qwenstack.core.framing`) is MessagePack.
 """
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import msgspec
 
-from qwenstack.core.errors import EngineError
+from qwenstack.core.framing import frame
 from qwenstack.core.outputs import OutputDelta
 from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
@@ -19,10 +17,6 @@ from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.path_codec import decode_path, encode_path
 from qwenstack.logs import LogConfig
-
-MAX_FRAME_BYTES = 64 << 20
-"""Above what any step sends, scored prompts included; a longer frame means that the stream is broken."""
-_LENGTH = struct.Struct("<I")
 
 
 class Start(msgspec.Struct, tag=True):
@@ -132,36 +126,4 @@ event_decoder = msgspec.msgpack.Decoder(Event, dec_hook=decode_path)
 
 def encode_frame(message: Command | Event) -> bytes:
     """Return a message as bytes for the socket."""
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-class FrameBuffer:
-    """Cuts a stream of bytes into message bodies, however the bytes arrive."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._bytes = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Add bytes; return the bodies that are complete now.
-
-        Raises:
-            EngineError: a frame claims to be longer than any message can be.
-        """
-        self._bytes += data
-        bodies: list[bytes] = []
-        start = 0
-        while len(self._bytes) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._bytes, start)
-            if length > MAX_FRAME_BYTES:
-                raise EngineError(
-                    f"A frame of {length} bytes came over the engine's socket; the limit is {MAX_FRAME_BYTES}."
-                )
-            if len(self._bytes) - start - _LENGTH.size < length:
-                break
-            start += _LENGTH.size
-            bodies.append(bytes(self._bytes[start : start + length]))
-            start += length
-        del self._bytes[:start]
-        return bodies
+    return frame(_encoder.encode(message))

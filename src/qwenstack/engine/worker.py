@@ -15,6 +15,7 @@ from collections import deque
 from typing import assert_never
 
 from qwenstack.core.errors import CapacityError, EngineError, QwenStackError, RequestError
+from qwenstack.core.framing import FrameBuffer
 from qwenstack.engine.building import build_engine
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.engine import Engine
@@ -28,7 +29,6 @@ from qwenstack.engine.wire import (
     Command,
     Deltas,
     Event,
-    FrameBuffer,
     ListAdapters,
     LoadAdapter,
     LoadFailed,

@@ -13,11 +13,12 @@ from fastapi.routing import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
-from qwenstack.core.protocols import AsyncLLM
+from qwenstack.core.protocols import AsyncLLM, Embedder
 from qwenstack.serving.access import check_routes
 from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.connection import Lifetime
+from qwenstack.serving.embedding_service import EmbeddingService
 from qwenstack.serving.gate import Gate
 from qwenstack.serving.identity import KeyRing, check_binding
 from qwenstack.serving.key_watch import watching
@@ -26,11 +27,13 @@ from qwenstack.serving.openapi import API_DESCRIPTION, API_VERSION, build_openap
 from qwenstack.serving.rest.anthropic import anthropic_routes
 from qwenstack.serving.rest.chat import chat_routes
 from qwenstack.serving.rest.completions import completion_routes
+from qwenstack.serving.rest.embeddings import embedding_routes
 from qwenstack.serving.rest.endpoint import Backend, key_router
 from qwenstack.serving.rest.health import health_routes, metrics_routes
 from qwenstack.serving.rest.infill import infill_routes
 from qwenstack.serving.rest.models import model_routes
 from qwenstack.serving.rest.ollama import ollama_routes
+from qwenstack.serving.rest.ollama_embeddings import ollama_embedding_routes
 from qwenstack.serving.rest.qwen3 import qwen3_routes
 from qwenstack.serving.rest.tokens import token_routes
 from qwenstack.serving.service import GenerationService
@@ -38,13 +41,16 @@ from qwenstack.serving.site import read_site, site_routes
 from qwenstack.storage import ApiKeys, AuditLog, Database
 
 
-def create_app(llm: AsyncLLM, config: ServeConfig, *, database: Database | None = None) -> FastAPI:
+def create_app(
+    llm: AsyncLLM, config: ServeConfig, *, database: Database | None = None, embedder: Embedder | None = None
+) -> FastAPI:
     """Build the application.
 
     Args:
         llm: the model.
         config: where and how it is served.
         database: holds API keys and the audit log; None: only configured keys open the server, and nothing is logged.
+        embedder: makes vectors of texts; None: requests for them are refused.
 
     Raises:
         ConfigError: the configuration would leave the server open, or a route does not say who may call it.
@@ -58,7 +64,10 @@ def create_app(llm: AsyncLLM, config: ServeConfig, *, database: Database | None 
         AuditLog(database).append if database is not None else None, count_lost=metrics.count_lost_audit
     )
     backend = Backend(
-        service=GenerationService(llm, config, metrics), lifetime=Lifetime(), ping_interval_s=config.ping_interval_s
+        service=GenerationService(llm, config, metrics),
+        embeddings=EmbeddingService(embedder, metrics),
+        lifetime=Lifetime(),
+        ping_interval_s=config.ping_interval_s,
     )
     app = FastAPI(
         title="qwenstack",
@@ -73,8 +82,10 @@ def create_app(llm: AsyncLLM, config: ServeConfig, *, database: Database | None 
     routers = (
         chat_routes(backend),
         completion_routes(backend),
+        embedding_routes(backend),
         anthropic_routes(backend),
         ollama_routes(backend),
+        ollama_embedding_routes(backend),
         infill_routes(backend),
         token_routes(backend),
         model_routes(backend),

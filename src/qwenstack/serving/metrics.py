@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from qwenstack.core.errors import RequestError
 from qwenstack.core.outputs import FinishReason, OutputDelta
 from qwenstack.core.protocols import EngineStats
 from qwenstack.serving.request_log import Outcome
@@ -18,6 +20,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _ITL_BUCKETS_S = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 _E2E_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_TOKEN_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 
 
 class Metrics:
@@ -33,9 +36,11 @@ class Metrics:
         self.inter_token_latency = self._histogram(
             "vllm:inter_token_latency_seconds", "Time between two tokens of one answer.", _ITL_BUCKETS_S
         )
-        self.e2e_latency = self._histogram(
+        self._e2e_latency = self._family(
             "vllm:e2e_request_latency_seconds", "Time from a request's arrival to its end.", _E2E_BUCKETS_S
         )
+        self.e2e_latency = self._e2e_latency.labels(model_name)
+        self._prompt_tokens = self._family("vllm:request_prompt_tokens", "Tokens of a request's input.", _TOKEN_BUCKETS)
         self._success = Counter(
             "vllm:request_success",
             "Answers by how they ended.",
@@ -66,6 +71,15 @@ class Metrics:
         """Count one finished answer."""
         self._success.labels(self._model_name, finish_reason).inc()
 
+    def count_embedding(
+        self, model_name: str, *, finished_reason: str, duration_s: float, num_tokens: int | None
+    ) -> None:
+        """Count one request for embeddings; `num_tokens` of one that was computed to its end."""
+        self._success.labels(model_name, finished_reason).inc()
+        self._e2e_latency.labels(model_name).observe(duration_s)
+        if num_tokens is not None:
+            self._prompt_tokens.labels(model_name).observe(num_tokens)
+
     def count_http(self, outcome: Outcome) -> None:
         """Count one HTTP request."""
         self._http_requests.labels(outcome.method, outcome.route, str(outcome.status)).inc()
@@ -81,7 +95,10 @@ class Metrics:
         return page + generate_latest(engine)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, ["model_name"], buckets=buckets, registry=self._registry).labels(self._model_name)
+        return self._family(name, text, buckets).labels(self._model_name)
+
+    def _family(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, ["model_name"], buckets=buckets, registry=self._registry)
 
 
 class RequestTimer:
@@ -109,6 +126,34 @@ class RequestTimer:
     def finish(self) -> None:
         """Take account of the request's end."""
         self._metrics.e2e_latency.observe(time.perf_counter() - self._arrived_at)
+
+
+class EmbeddingTimer:
+    """Measures one request for embeddings, however it ends."""
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
+        """Start the clock."""
+        self._metrics = metrics
+        self._model_name = model_name
+        self._started_at = time.perf_counter()
+        self._num_tokens: int | None = None
+
+    def finish(self, num_tokens: int) -> None:
+        """Note that all was computed, and how much."""
+        self._num_tokens = num_tokens
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RequestError):
+            return  # nothing was embedded: HTTP's own counters have it
+        self._metrics.count_embedding(
+            self._model_name,
+            finished_reason="stop" if error is None else "error" if isinstance(error, Exception) else "abort",
+            duration_s=time.perf_counter() - self._started_at,
+            num_tokens=self._num_tokens,
+        )
 
 
 class _EngineCollector(Collector):

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "serving"))
 
 from toy_llm import ToyLLM
 
+from qwenstack.retrieval import E5Embedder
 from qwenstack.serving import ServeConfig, create_app, open_socket, serve_app
 
 Serve = Callable[..., contextlib.AbstractContextManager[str]]
@@ -29,15 +30,19 @@ def llm() -> ToyLLM:
 
 
 @contextlib.contextmanager
-def running(llm: ToyLLM, config: ServeConfig) -> Iterator[str]:
+def running(llm: ToyLLM, config: ServeConfig, embedder: E5Embedder | None = None) -> Iterator[str]:
     """Serve in another thread, at a port that the system chooses."""
     config = replace(config, port=0)
-    app = create_app(llm, config)
+    app = create_app(llm, config, embedder=embedder)
     started: Future[tuple[str, asyncio.AbstractEventLoop]] = Future()
 
     async def serve(listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        await serve_app(app, config, listener=listener, on_ready=lambda urls: started.set_result((urls[0], loop)))
+        try:
+            await serve_app(app, config, listener=listener, on_ready=lambda urls: started.set_result((urls[0], loop)))
+        finally:
+            if embedder is not None:
+                await embedder.close()
 
     with contextlib.closing(open_socket(config)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
@@ -54,6 +59,13 @@ def running(llm: ToyLLM, config: ServeConfig) -> Iterator[str]:
 @pytest.fixture
 def serve(llm: ToyLLM) -> Serve:
     return lambda **fields: running(llm, ServeConfig(**fields))
+
+
+@pytest.fixture
+def embedding_url(llm: ToyLLM) -> Iterator[str]:
+    """A server with the real embedding model beside the toy."""
+    with running(llm, ServeConfig(), E5Embedder()) as address:
+        yield address
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenstack.core.errors import EngineError
+from qwenstack.core.framing import MAX_FRAME_BYTES, FrameBuffer
 from qwenstack.core.grammar import Grammar
 from qwenstack.core.outputs import OutputDelta, TokenLogprob
 from qwenstack.core.protocols import AdapterInfo, EngineStats
@@ -17,12 +18,10 @@ from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.wire import (
-    MAX_FRAME_BYTES,
     Abort,
     Adapters,
     Command,
     Deltas,
-    FrameBuffer,
     ListAdapters,
     LoadAdapter,
     Start,

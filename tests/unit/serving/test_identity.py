@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
+from toy_embedder import ToyEmbedder
 from toy_llm import ToyLLM
 
 from qwenstack.core.errors import ConfigError, StorageError
@@ -82,14 +83,17 @@ async def test_sec_12_every_route_answers_each_kind_of_caller_as_expected(
 
 @pytest.mark.anyio
 async def test_sec_12_a_key_for_another_model_uses_none_on_any_wire(database: Database, texts: dict[str, str]) -> None:
-    app = create_app(ToyLLM(fills_gaps=True), ServeConfig(), database=database)
+    app = create_app(ToyLLM(fills_gaps=True), ServeConfig(), database=database, embedder=ToyEmbedder())
     bodies: dict[str, dict[str, object]] = {
         "/v1/chat/completions": CHAT,
         "/v1/completions": {"prompt": "x"},
+        "/v1/embeddings": {"input": "x"},
         "/v1/messages": CHAT | {"model": "default", "max_tokens": 5},
         "/v1/messages/count_tokens": CHAT | {"model": "default"},
         "/api/chat": CHAT | {"model": "default"},
         "/api/generate": {"model": "default", "prompt": "x"},
+        "/api/embed": {"model": "default", "input": "x"},
+        "/api/embeddings": {"model": "default", "prompt": "x"},
         "/infill": {"input_prefix": "a", "input_suffix": "b"},
         "/v1/fim/completions": {"prompt": "a", "suffix": "b"},
         "/tokenize": {"prompt": "x"},

@@ -14,6 +14,7 @@ from fastapi.security import HTTPBearer
 
 from qwenstack.serving.access import KeyRoute
 from qwenstack.serving.connection import EventStream, Lifetime, run_while_connected
+from qwenstack.serving.embedding_service import EmbeddingService
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.identity import Identity
 from qwenstack.serving.service import GenerationService
@@ -45,6 +46,7 @@ class Backend:
     """The parts of a running server that endpoints use."""
 
     service: GenerationService
+    embeddings: EmbeddingService
     lifetime: Lifetime
     ping_interval_s: float
 

@@ -6,7 +6,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from qwenstack.core.protocols import ModelCard
+from qwenstack.core.protocols import EmbedderCard, ModelCard
 
 
 class Model(TypedDict):
@@ -17,11 +17,13 @@ class Model(TypedDict):
     created: int
     owned_by: Literal["qwenstack"]
     max_model_len: int
-    """Prompt and answer together have at most this many tokens."""
+    """Prompt and answer together, or one text to embed, have at most this many tokens."""
     weight_format: str
     num_parameters: int
     parent: NotRequired[str]
     """Of a LoRA adapter: the model that it changes."""
+    dimensions: NotRequired[int]
+    """Of an embedding model: the numbers of a vector. It answers nothing, `/v1/embeddings` takes its name."""
 
 
 class ModelList(TypedDict):
@@ -46,4 +48,18 @@ def write_model(card: ModelCard) -> Model:
         "max_model_len": card.max_model_len,
         "weight_format": card.weight_format,
         "num_parameters": card.num_parameters,
+    }
+
+
+def write_embedder(card: EmbedderCard) -> Model:
+    """Write an embedding model's card."""
+    return {
+        "id": card.id,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "qwenstack",
+        "max_model_len": card.max_tokens,
+        "weight_format": card.weight_format,
+        "num_parameters": card.num_parameters,
+        "dimensions": card.dimensions,
     }
