@@ -29,6 +29,7 @@ from qwenstack.serving.wire.embeddings import EmbeddingList
 from qwenstack.serving.wire.errors import ErrorBody
 from qwenstack.serving.wire.models import Model, ModelList
 from qwenstack.serving.wire.qwen3 import GenerateResponse
+from qwenstack.serving.wire.responses import ResponseEvent, ResponseObject
 
 SNAPSHOT = Path(__file__).with_name("test_openapi.snapshot.json")
 ROUTES_WITHOUT_DOCUMENT = {"/", "/openapi.json"}
@@ -84,6 +85,13 @@ def check_shape(shape: type, answer: bytes) -> None:
 
 
 CHAT = {"messages": [{"role": "user", "content": "你好"}], "logprobs": True, "top_logprobs": 2, "n": 2}
+ASK = {
+    "input": "你好",
+    "instructions": "x",
+    "metadata": {"a": "b"},
+    "reasoning": {"effort": "low"},
+    "max_output_tokens": 5,
+}
 TEXT = {"prompt": ["你好", "x"], "logprobs": 2, "echo": True, "max_tokens": 100}
 
 
@@ -94,6 +102,7 @@ TEXT = {"prompt": ["你好", "x"], "logprobs": 2, "echo": True, "max_tokens": 10
         ("POST", "/v1/chat/completions", CHAT, ChatCompletion),
         ("POST", "/v1/completions", TEXT, Completion),
         ("POST", "/v1/embeddings", {"input": "x"}, EmbeddingList),
+        ("POST", "/v1/responses", ASK, ResponseObject),
         ("POST", "/v1/chat/completions", {"messages": []}, ErrorBody),
         ("POST", "/qwen3/generate", {"prompt": "x"}, GenerateResponse),
         ("GET", "/v1/models", None, ModelList),
@@ -125,3 +134,16 @@ async def test_events_have_exactly_the_documented_shape(path: str, body: dict, s
     *events, _ = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     for event in events:
         check_shape(shape, event.encode())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("says", ["<think>hm</think>你好", '<tool_call>{"name": "f", "arguments": {}}</tool_call>'])
+async def test_events_of_a_response_have_exactly_the_documented_shape(says: str) -> None:
+    app = create_app(ToyLLM(says=says), ServeConfig())
+    body = ASK | {"stream": True, "max_output_tokens": 200, "tools": [{"type": "function", "name": "f"}]}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        text = (await client.post("/v1/responses", json=body)).text
+    for event in text.removesuffix("\n\n").split("\n\n"):
+        name, data = event.split("\n")
+        check_shape(ResponseEvent, data.removeprefix("data: ").encode())
+        assert name == "event: " + json.loads(data.removeprefix("data: "))["type"]

@@ -142,7 +142,13 @@ def serve_config(settings: Settings) -> ServeConfig:
     """
     from qwenstack.serving import ServeConfig
 
-    return ServeConfig(**asdict(settings.server), static_dir=static_dir(), log_requests=settings.log.requests)
+    return ServeConfig(
+        **asdict(settings.server),
+        static_dir=static_dir(),
+        log_requests=settings.log.requests,
+        retention_days=settings.storage.retention_days,
+        max_response_bytes=settings.storage.max_response_bytes,
+    )
 
 
 def log_config(settings: Settings) -> LogConfig:

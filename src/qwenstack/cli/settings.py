@@ -125,10 +125,14 @@ class EmbeddingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSettings:
-    """Where API keys and the audit log are kept."""
+    """Where API keys, the audit log and what tenants keep are, and for how long."""
 
     url: Annotated[str | None, Trait.SECRET] = None
     """sqlite:////folder/file.db or postgresql+psycopg://user@host/name; none: a file of the user's; off: nowhere."""
+    retention_days: Annotated[int, Between(low=1, high=3650)] = 30
+    """Stored responses are removed after so many days."""
+    max_response_bytes: Annotated[int, Between(low=1 << 20, high=1 << 50)] = 1 << 30
+    """Stored responses of a tenant together; the oldest go first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

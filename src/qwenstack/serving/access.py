@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from enum import Enum, auto
 from typing import ClassVar
 
 from fastapi import Request, Response
@@ -14,6 +15,16 @@ from qwenstack.core.errors import ConfigError
 from qwenstack.serving.identity import Access
 from qwenstack.serving.strict_json import parse_json
 from qwenstack.serving.wire.errors import WriteError, write_openai_error
+
+
+class BodyForm(Enum):
+    """What the body of a POST has to be."""
+
+    JSON = auto()
+    NONE = auto()
+    """Nothing: the address says it all."""
+    UPLOAD = auto()
+    """A form with a file, which is read as it comes."""
 
 
 class StrictRequest(Request):
@@ -36,6 +47,7 @@ class KeyRoute(APIRoute):
     """A route for holders of an API key, reading bodies with the strict JSON reader."""
 
     access: ClassVar[Access] = Access.INFERENCE
+    body: ClassVar[BodyForm] = BodyForm.JSON
     write_error: ClassVar[WriteError] = staticmethod(write_openai_error)
     """How the clients of this route expect to be told of an error."""
 
@@ -45,7 +57,7 @@ class KeyRoute(APIRoute):
 
         async def handle_strictly(request: Request) -> Response:
             strict = StrictRequest(request.scope, request.receive)
-            if request.method == "POST":
+            if request.method == "POST" and self.body is BodyForm.JSON:
                 strict.document = parse_json(await strict.body())
             return await handle(strict)
 
@@ -58,9 +70,20 @@ class MetricsRoute(KeyRoute):
     access: ClassVar[Access] = Access.METRICS
 
 
+class ActionRoute(KeyRoute):
+    """A route that does something to what its address names."""
+
+    body: ClassVar[BodyForm] = BodyForm.NONE
+
+
 def declared_access(route: BaseRoute) -> Access | None:
     """Return what a route declares, None where it declares nothing."""
     return route.access if isinstance(route, PublicRoute | KeyRoute) else None
+
+
+def body_form_of(route: BaseRoute | None) -> BodyForm:
+    """Return what a route reads; JSON where there is no route."""
+    return type(route).body if isinstance(route, KeyRoute) else BodyForm.JSON
 
 
 def error_writer_of(route: BaseRoute | None) -> WriteError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -24,6 +24,7 @@ from qwenstack.serving.identity import KeyRing, check_binding
 from qwenstack.serving.key_watch import watching
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.openapi import API_DESCRIPTION, API_VERSION, build_openapi
+from qwenstack.serving.records import Records
 from qwenstack.serving.rest.anthropic import anthropic_routes
 from qwenstack.serving.rest.chat import chat_routes
 from qwenstack.serving.rest.completions import completion_routes
@@ -35,6 +36,7 @@ from qwenstack.serving.rest.models import model_routes
 from qwenstack.serving.rest.ollama import ollama_routes
 from qwenstack.serving.rest.ollama_embeddings import ollama_embedding_routes
 from qwenstack.serving.rest.qwen3 import qwen3_routes
+from qwenstack.serving.rest.responses import response_routes
 from qwenstack.serving.rest.tokens import token_routes
 from qwenstack.serving.service import GenerationService
 from qwenstack.serving.site import read_site, site_routes
@@ -49,7 +51,8 @@ def create_app(
     Args:
         llm: the model.
         config: where and how it is served.
-        database: holds API keys and the audit log; None: only configured keys open the server, and nothing is logged.
+        database: holds API keys, the audit log and what tenants keep; None: only configured keys open the server, and
+            nothing is logged or kept.
         embedder: makes vectors of texts; None: requests for them are refused.
 
     Raises:
@@ -63,12 +66,14 @@ def create_app(
     audit = RequestAudit(
         AuditLog(database).append if database is not None else None, count_lost=metrics.count_lost_audit
     )
+    service = GenerationService(llm, config, metrics)
     backend = Backend(
-        service=GenerationService(llm, config, metrics),
+        service=service,
         embeddings=EmbeddingService(embedder, metrics),
         lifetime=Lifetime(),
         ping_interval_s=config.ping_interval_s,
     )
+    records = Records(service, config, database)
     app = FastAPI(
         title="qwenstack",
         version=API_VERSION,
@@ -77,12 +82,13 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(keys, stored, audit),
+        lifespan=_lifespan(keys, stored, audit, records),
     )
     routers = (
         chat_routes(backend),
         completion_routes(backend),
         embedding_routes(backend),
+        response_routes(backend, records.responses),
         anthropic_routes(backend),
         ollama_routes(backend),
         ollama_embedding_routes(backend),
@@ -107,12 +113,15 @@ def create_app(
 
 
 def _lifespan(
-    keys: KeyRing, stored: ApiKeys | None, audit: RequestAudit
+    keys: KeyRing, stored: ApiKeys | None, audit: RequestAudit, records: Records
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def run_beside(_: FastAPI) -> AsyncGenerator[None]:
         try:
-            async with watching(keys, stored) if stored is not None else nullcontext():
+            async with AsyncExitStack() as stack:
+                if stored is not None:
+                    await stack.enter_async_context(watching(keys, stored))
+                await stack.enter_async_context(records.running())
                 yield
         finally:
             await asyncio.to_thread(audit.close)

@@ -24,6 +24,9 @@ _POSITIVE_NAMES = (
     "keep_alive_timeout_s",
     "ping_interval_s",
     "shutdown_timeout_s",
+    "retention_days",
+    "max_response_bytes",
+    "lease_s",
 )
 
 
@@ -67,6 +70,12 @@ class ServeConfig:
     """After a signal, open answers have this long to end before they are cut."""
     log_requests: bool = True
     """Whether each request gets a line in the log; failures of our own always do."""
+    retention_days: int = 30
+    """What tenants keep is removed after this long."""
+    max_response_bytes: int = 1 << 30
+    """A tenant's stored responses together; the oldest go first."""
+    lease_s: float = 10.0
+    """What a server was doing when it died is another's, or failed, so long after its last sign of life."""
 
     def __post_init__(self) -> None:
         """Check every value once."""

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwenstack.logs import RequestContext, request_context
-from qwenstack.serving.access import declared_access, error_writer_of, match_route
+from qwenstack.serving.access import BodyForm, body_form_of, declared_access, error_writer_of, match_route
 from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig, is_loopback_host, parse_address
 from qwenstack.serving.errors import HttpError
@@ -104,7 +104,9 @@ class GateRules:
         self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
         self._max_body_bytes = config.max_body_bytes
 
-    def judge(self, head: RequestHead, access: Access, identity: Identity) -> HttpError | None:
+    def judge(
+        self, head: RequestHead, access: Access, identity: Identity, form: BodyForm = BodyForm.JSON
+    ) -> HttpError | None:
         """Decide whether a request may go on; None lets it through."""
         if head.repeated is not None:
             return HttpError(400, f"The header `{head.repeated}` came more than once.", code="repeated_header")
@@ -113,7 +115,7 @@ class GateRules:
             return refusal
         if not identity.may(access):
             return _not_allowed(access, identity)
-        return self._judge_body(head)
+        return self._judge_body(head, form)
 
     def allows_origin(self, origin: str) -> bool:
         """Tell whether the configuration names a foreign origin."""
@@ -143,14 +145,14 @@ class GateRules:
             return True
         return self._takes_any_address and parse_address(name) is not None
 
-    def _judge_body(self, head: RequestHead) -> HttpError | None:
+    def _judge_body(self, head: RequestHead, form: BodyForm) -> HttpError | None:
         if "content-encoding" in head.headers:
             return HttpError(
                 415, "Compressed request bodies are not read; send plain JSON.", code="unsupported_encoding"
             )
-        if head.method == "POST" and not _is_json(head.headers.get("content-type", "")):
-            kind = head.headers.get("content-type", "")[:100]
-            text = f"Content type {kind!r} is not read here; send `Content-Type: application/json` in UTF-8."
+        kind = head.headers.get("content-type", "")
+        if head.method == "POST" and not _suits(kind, form):
+            text = f"Content type {kind[:100]!r} is not read here; send {_WANTED[form]}."
             return HttpError(415, text, code="unsupported_media_type")
         length = head.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > self._max_body_bytes:
@@ -197,6 +199,20 @@ def _strip_port(host: str) -> str | None:
     bare = name.removeprefix("[").removesuffix("]")
     is_plain = bare != "" and all(sign.isalnum() or sign in ".-_:" for sign in bare)
     return name if is_plain and bare.isascii() else None
+
+
+_WANTED: Mapping[BodyForm, str] = {
+    BodyForm.JSON: "`Content-Type: application/json` in UTF-8",
+    BodyForm.NONE: "no body, or `Content-Type: application/json`",
+    BodyForm.UPLOAD: "`Content-Type: multipart/form-data` with a boundary",
+}
+
+
+def _suits(content_type: str, form: BodyForm) -> bool:
+    if form is BodyForm.UPLOAD:
+        kind, separator, _ = content_type.partition(";")
+        return kind.strip().lower() == "multipart/form-data" and bool(separator)
+    return _is_json(content_type) or (form is BodyForm.NONE and content_type == "")
 
 
 def _is_json(content_type: str) -> bool:
@@ -260,7 +276,7 @@ class Gate:
                 if signed.foreign_origin is not None and head.is_preflight():
                     await _send_preflight(signed)
                     return
-                refusal = self._rules.judge(head, access, identity)
+                refusal = self._rules.judge(head, access, identity, body_form_of(route))
                 if refusal is not None:
                     raise refusal
                 scope["state"]["identity"] = identity
@@ -355,7 +371,7 @@ async def _send_error(send: Send, answer: ErrorAnswer, write_error: WriteError) 
 
 async def _send_preflight(send: Send) -> None:
     headers = [
-        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-methods", b"GET, POST, DELETE"),
         (b"access-control-allow-headers", b"authorization, *"),
         (b"access-control-max-age", b"600"),
     ]

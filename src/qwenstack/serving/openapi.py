@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from qwenstack.serving.wire.chat import ChatCompletionChunk
 from qwenstack.serving.wire.completions import CompletionChunk
+from qwenstack.serving.wire.responses import ResponseEvent
 
 API_VERSION = "1.0.0"
 """Of the HTTP interface, not of the package: a client that worked goes on working within a major number."""
@@ -33,7 +34,7 @@ def build_openapi(app: FastAPI) -> dict[str, object]:
     """Build the document."""
     document = cast("dict[str, dict[str, dict[str, object]]]", app.openapi())
     schemas = document["components"]["schemas"]
-    for shape in (ChatCompletionChunk, CompletionChunk):
+    for shape in (ChatCompletionChunk, CompletionChunk, ResponseEvent):
         schema = cast("dict[str, object]", TypeAdapter(shape).json_schema(ref_template=_REFS, mode="serialization"))
         schemas.update(cast("dict[str, object]", schema.pop("$defs", {})))
         schemas[shape.__name__] = schema

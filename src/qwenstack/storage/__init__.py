@@ -1,14 +1,16 @@
-"""What must outlive a process: API keys and the audit log, in SQLite or PostgreSQL.
+"""What must outlive a process: API keys, the audit log, and what tenants keep, in SQLite or PostgreSQL.
 
-`open_database` opens or makes a database and brings its tables up to date; `ApiKeys` and `AuditLog` are what it holds,
-`back_up` and `restore` copy it. Whatever a function here has returned from is on the disk. The package knows nothing of
-HTTP or of models.
+`open_database` opens or makes a database and brings its tables up to date; `ApiKeys`, `AuditLog` and `StoredResponses`
+are what it holds, `ServerLease` says which servers use it, `back_up` and `restore` copy it. Whatever a function here
+has returned from is on the disk. The package knows nothing of HTTP or of models.
 """
 
 from qwenstack.storage.api_keys import ApiKey, ApiKeys, KeySnapshot, NewKey
 from qwenstack.storage.audit import AuditEntry, AuditLog, AuditRecord, Verification
 from qwenstack.storage.backup import back_up, restore
 from qwenstack.storage.database import Database, open_database
+from qwenstack.storage.responses import StoredResponse, StoredResponses
+from qwenstack.storage.servers import ServerLease
 
 __all__ = [
     "ApiKey",
@@ -19,6 +21,9 @@ __all__ = [
     "Database",
     "KeySnapshot",
     "NewKey",
+    "ServerLease",
+    "StoredResponse",
+    "StoredResponses",
     "Verification",
     "back_up",
     "open_database",

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 metadata = MetaData()
 
@@ -42,4 +54,76 @@ state = Table(
     Column("audit_hash", LargeBinary(32), nullable=False),
     Column("keys_revision", BigInteger, nullable=False),
     CheckConstraint("id = 1", name="one_row"),
+)
+
+# Servers that run. What one of them has begun is its own until its time is over and was not prolonged.
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("alive_until_ms", BigInteger, nullable=False),
+)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("previous_id", String(64)),
+    Column("owner", String(32)),  # the server that is making it; null: it is finished
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("items", Text, nullable=False),  # JSON: a list of input items
+    Column("document", Text, nullable=False),  # JSON: an object
+    Index("responses_by_tenant", "tenant", "created_at_ms"),
+    Index("responses_by_owner", "owner"),
+)
+
+# The content of a file is a file of the same id, in a folder.
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger),
+    Index("files_by_tenant", "tenant", "created_at_ms"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("caller", Text, nullable=False),  # JSON: who made it and what they might use
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("metadata", Text, nullable=False),  # JSON: an object
+    Column("status", String(16), nullable=False),
+    Column("times", Text, nullable=False),  # JSON: when it came to each status, in milliseconds
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("errors", Text),  # JSON: a list of what is wrong with the input file
+    Column("num_total", Integer, nullable=False),
+    Column("num_completed", Integer, nullable=False),
+    Column("num_failed", Integer, nullable=False),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("owner", String(32)),  # the server that runs it
+    Index("batches_by_tenant", "tenant", "created_at_ms"),
+)
+
+# What was answered of a batch that is not finished; the key is why no line can be answered twice.
+batch_answers = Table(
+    "batch_answers",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("is_error", Boolean, nullable=False),
+    Column("line", Text, nullable=False),  # JSON: a line of the output
 )

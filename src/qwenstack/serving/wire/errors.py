@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from typing_extensions import TypedDict
 
-from qwenstack.core.errors import CapacityError, EngineError, EngineRestartingError, RequestError
+from qwenstack.core.errors import CapacityError, EngineError, EngineRestartingError, RequestError, StorageError
 from qwenstack.core.outputs import OVERLOADED
 from qwenstack.serving.errors import ForbiddenModelError, HttpError, UnknownModelError
 from qwenstack.serving.wire.validation import ValidationFailure, describe_failure
@@ -58,30 +58,17 @@ def write_openai_error(answer: ErrorAnswer) -> ErrorBody:
 def answer_error(error: Exception, *, request_id: str) -> ErrorAnswer:
     """Choose the answer to an error; what is not the caller's doing is told by the request id alone."""
     match error:
-        case HttpError():
-            return _answer(error.status, error, headers=error.headers)
-        case UnknownModelError():
-            return _answer(404, error)
-        case ForbiddenModelError():
-            return _answer(403, error)
-        case RequestError(code="quarantined"):
-            return _answer(422, error)
         case RequestError():
-            return _answer(400, error)
+            return _answer_request_error(error)
         case ValidationFailure():
             return _answer(400, describe_failure(error))
         case CapacityError():
-            return ErrorAnswer(
-                status=503,
-                detail=error_detail(str(error), kind="server_error", code=OVERLOADED),
-                headers={"Retry-After": str(RETRY_AFTER_S)},
-            )
+            return _answer_later(str(error), OVERLOADED)
         case EngineRestartingError():
-            return ErrorAnswer(
-                status=503,
-                detail=error_detail(str(error), kind="server_error", code="engine_restarting"),
-                headers={"Retry-After": str(RETRY_AFTER_S)},
-            )
+            return _answer_later(str(error), "engine_restarting")
+        case StorageError():
+            text = f"What is kept cannot be reached now. Try again; the log has the cause under request {request_id}."
+            return _answer_later(text, "storage_unavailable", is_our_fault=True)
         case ClientDisconnect():
             return ErrorAnswer(
                 status=CLIENT_GONE_STATUS,
@@ -104,6 +91,26 @@ def answer_error(error: Exception, *, request_id: str) -> ErrorAnswer:
 def error_detail(message: str, *, kind: str, code: str | None, param: str | None = None) -> ErrorDetail:
     """Say what went wrong, in OpenAI's words."""
     return {"message": message, "type": kind, "param": param, "code": code}
+
+
+def _answer_request_error(error: RequestError) -> ErrorAnswer:
+    match error:
+        case HttpError():
+            return _answer(error.status, error, headers=error.headers)
+        case UnknownModelError():
+            return _answer(404, error)
+        case ForbiddenModelError():
+            return _answer(403, error)
+        case RequestError(code="quarantined"):
+            return _answer(422, error)
+        case _:
+            return _answer(400, error)
+
+
+def _answer_later(text: str, code: str, *, is_our_fault: bool = False) -> ErrorAnswer:
+    detail = error_detail(text, kind="server_error", code=code)
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return ErrorAnswer(status=503, detail=detail, headers=headers, is_our_fault=is_our_fault)
 
 
 def _answer(status: int, error: RequestError, *, headers: Mapping[str, str] | None = None) -> ErrorAnswer:

@@ -53,14 +53,17 @@ class _Complaint(NamedTuple):
 def _read(complaint: Mapping[str, object], body: object) -> _Complaint:
     """Follow a complaint's location through the body, leaving out the steps that only name a type."""
     kind, message = str(complaint["type"]), str(complaint["msg"])
+    place, *steps = cast("Sequence[str | int]", complaint["loc"])
+    if place != "body":  # a value of the address: it has a name and no parts
+        return _Complaint(kind, message, str(steps[-1]), complaint.get("input"), 0)
     path, value, depth = "", body, 0
-    for step in cast("Sequence[str | int]", complaint["loc"])[1:]:
+    for position, step in enumerate(steps, 1):
         if isinstance(step, int) and isinstance(value, list):
             items = cast("list[object]", value)
             path, value, depth = f"{path}[{step}]", items[step] if step < len(items) else None, depth + 1
         elif isinstance(step, str) and isinstance(value, dict):
             fields = cast("dict[str, object]", value)
-            if step in fields or kind == "missing":
+            if step in fields or (kind == "missing" and position == len(steps)):
                 path, value, depth = f"{path}.{step}" if path else step, fields.get(step), depth + 1
     return _Complaint(kind, message, path, value, depth)
 
