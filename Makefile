@@ -74,6 +74,7 @@ test-long: .venv-test/installed web ## Run the tests that take hours
 	QWENSTACK_STORAGE_KILLS=500 QWENSTACK_POSTGRES_KILLS=20 $(DEV)/python -m pytest tests/integration/storage \
 	    --timeout 4000
 	QWENSTACK_ISA_PROMPTS=50 $(DEV)/python -m pytest tests/integration/engine/test_instruction_sets.py --timeout 4000
+	$(DEV)/python benches/reliability.py --scale long --write-doc
 	QWENSTACK_SOAK_SECONDS=3600 $(DEV)/python -m pytest -s tests/integration/engine/test_soak.py
 
 test-arm: .venv-test/installed ## Check the ARM kernels in an emulator, against those of this processor

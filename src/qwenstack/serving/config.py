@@ -21,6 +21,7 @@ _POSITIVE_NAMES = (
     "body_timeout_s",
     "max_header_bytes",
     "header_timeout_s",
+    "send_timeout_s",
     "keep_alive_timeout_s",
     "ping_interval_s",
     "shutdown_timeout_s",
@@ -62,6 +63,8 @@ class ServeConfig:
     """The longest request line and headers together."""
     header_timeout_s: float = 10.0
     """A client has this long to send its headers."""
+    send_timeout_s: float = 30.0
+    """A client that does not take what is written for it, at least 1.6 KB a second, is cut after this long."""
     keep_alive_timeout_s: int = 30
     """An idle connection is kept this long."""
     ping_interval_s: float = 15.0

@@ -1,64 +1,155 @@
-"""HTTP/1.1 with bounded headers: uvicorn's own reader takes any number, of any size, at any pace."""
+"""HTTP/1.1 with bounds: uvicorn's own reader takes any headers at any pace, and waits for ever where nobody reads.
+
+What is refused here never reaches the application, and the refusal comes in its turn: behind the answers to
+the requests before it on the same connection.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from asyncio import Transport
+from collections import deque
+from dataclasses import dataclass
+from typing import ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEADERS = 100
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_VERSIONS = frozenset({"1.0", "1.1"})
+_END = b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_MALFORMED = b"HTTP/1.1 400 Bad Request" + _END
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout" + _END
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large" + _END
 
 
-def bounded_protocol(*, max_header_bytes: int, header_timeout_s: float) -> type[asyncio.Protocol]:
-    """Make uvicorn's protocol with limits on the size and the pace of headers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """What a connection may take."""
 
-    class BoundedHttpProtocol(HttpToolsProtocol):
-        """Counts bytes until the headers are whole, and closes the connection where they do not come to an end."""
+    max_header_bytes: int
+    """The longest request line and headers together."""
+    header_timeout_s: float
+    """A client has this long to send them."""
+    send_timeout_s: float
+    """A client has this long to make room for what is written for it."""
 
-        def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]: as in the parent
-            super().connection_made(transport)
-            self._header_bytes = 0
-            self._in_headers = True
-            self._header_timer = self.loop.call_later(header_timeout_s, self._give_up_on_headers)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._header_timer.cancel()
-            super().connection_lost(exc)
+def bounded_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
+    """Make uvicorn's protocol with limits."""
+    return type("LimitedHttpProtocol", (_BoundedHttpProtocol,), {"limits": limits})
 
-        def data_received(self, data: bytes) -> None:
-            # What a chunk holds beside headers is at most one read of the socket, and counted only while they go on.
-            self._header_bytes += len(data)
-            super().data_received(data)
-            if self._in_headers and self._header_bytes > max_header_bytes and not self.transport.is_closing():
-                self._refuse(_TOO_LARGE)
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._in_headers = True
-            self._header_timer.cancel()
-            self._header_timer = self.loop.call_later(header_timeout_s, self._give_up_on_headers)
+class _BoundedHttpProtocol(HttpToolsProtocol):
+    """Closes a connection where headers do not come to an end, or nobody reads."""
 
-        def on_header(self, name: bytes, value: bytes) -> None:
-            super().on_header(name, value)
-            if len(self.headers) > MAX_HEADERS or len(name) + len(value) > max_header_bytes:
-                # The parser turns this into its own error, and the connection gets a 400.
-                raise ValueError("too many headers, or one too long")
+    limits: ClassVar[HttpLimits]
 
-        def on_headers_complete(self) -> None:
-            self._in_headers = False
-            self._header_bytes = 0
-            self._header_timer.cancel()
-            super().on_headers_complete()
+    def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]: as in the parent
+        super().connection_made(transport)
+        self._header_bytes = 0
+        self._in_headers = True
+        self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._give_up_on_headers)
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        self._refusal: bytes | None = None
 
-        def _give_up_on_headers(self) -> None:
-            if self._in_headers and not self.transport.is_closing():
-                self._refuse(_TOO_SLOW if self._header_bytes else b"")
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._header_timer.cancel()
+        self._stop_send_timer()
+        for cycle in self._unanswered:  # the parent tells the newest alone
+            _tell_client_left(cycle)
+        super().connection_lost(exc)
 
-        def _refuse(self, answer: bytes) -> None:
-            self.transport.write(answer)
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return  # where the next request begins is not known any more
+        # What a chunk holds beside headers is at most one read of the socket, and counted only while they go on.
+        self._header_bytes += len(data)
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > self.limits.max_header_bytes:
+            self._refuse(_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
+        self._header_timer.cancel()
+        self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._give_up_on_headers)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS or len(name) + len(value) > self.limits.max_header_bytes:
+            # The parser turns this into its own error, and the connection gets a 400.
+            raise ValueError("too many headers, or one too long")
+
+    def on_headers_complete(self) -> None:
+        assert self.parser is not None
+        if self.parser.get_http_version() not in _VERSIONS:
+            raise ValueError("another version of HTTP")
+        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):
+            raise ValueError("a coding of the body that readers take differently")
+        super().on_headers_complete()
+        self._in_headers = False
+        self._header_bytes = 0
+        self._header_timer.cancel()
+        self._unanswered.append(self.cycle)
+
+    def on_response_complete(self) -> None:
+        self._unanswered.popleft()
+        super().on_response_complete()
+        self._refuse_in_turn()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parent's words for its log
+        self._refuse(_MALFORMED)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(self.limits.send_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_send_timer()
+        super().resume_writing()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        # The request is answered as if it had not asked, but the parser reads nothing behind it: nobody may wait.
+        self.cycle.keep_alive = False
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _give_up_on_headers(self) -> None:
+        if self._in_headers:
+            self._refuse(_TOO_SLOW if self._header_bytes else b"")
+
+    def _refuse(self, answer: bytes) -> None:
+        if self._refusal is not None:
+            return
+        self._refusal = answer
+        self._header_timer.cancel()
+        if not self._in_headers and self.cycle.more_body:
+            self._take_back_last_request()
+        self._refuse_in_turn()
+
+    def _take_back_last_request(self) -> None:
+        """Forget the request whose body is wrong; the refusal is its answer, if it has none yet."""
+        if self.cycle.response_started:
+            self._refusal = b""
+        if self.cycle.response_complete:
+            return
+        self._unanswered.pop()
+        if self._unanswered:  # it waits behind them; the newest is on the left
+            self.pipeline.popleft()
+        else:
+            _tell_client_left(self.cycle)
+
+    def _refuse_in_turn(self) -> None:
+        if self._refusal is not None and not self._unanswered and not self.transport.is_closing():
+            self.transport.write(self._refusal)
             self.transport.close()
 
-    return BoundedHttpProtocol
+
+def _tell_client_left(cycle: RequestResponseCycle) -> None:
+    cycle.disconnected = True
+    cycle.message_event.set()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toy_llm import ToyLLM
 
 from qwenstack.core.errors import ConfigError
 from qwenstack.serving import ServeConfig, open_socket
@@ -168,6 +171,83 @@ def test_sec_21_ambiguous_framing_is_refused(url: str, head: bytes) -> None:
     answer = exchange(url, start + head + b"\r\n{}GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", timeout_s=1)
     assert b"HTTP/1.1 400" in answer[:12] or answer == b""
     assert b"alive" not in answer
+
+
+STREAMING = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n"
+    b'{"prompt":"x","stream":true}'
+)
+
+
+def test_sec_21_a_bad_request_behind_a_good_one_does_not_get_its_answer(url: str) -> None:
+    answer = exchange(url, STREAMING + b"GET /livez HTTP/9.9\r\nA b: c\r\n\r\n")
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 400" not in answer.partition(b"[DONE]")[0]
+
+
+@pytest.mark.parametrize("rest", [b"garbage\r\n\r\n", b"GET /livez HTTP/1.1\r\nX: y"])
+def test_sec_21_nothing_is_written_into_an_answer_that_is_on_its_way(llm: ToyLLM, serve: Serve, rest: bytes) -> None:
+    llm.step_s = 0.1
+    with serve(header_timeout_s=0.3) as url, socket.create_connection(address_of(url), timeout=5) as connection:
+        connection.sendall(STREAMING)
+        answer = connection.recv(65_536)
+        connection.sendall(rest)
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(65_536):
+                answer += chunk
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1 or answer.rfind(b"HTTP/1.1") > answer.index(b"[DONE]\n\n\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"1.2", b"2.0", b"9.9"])
+def test_sec_21_other_versions_of_http_are_refused(url: str, version: bytes) -> None:
+    answer = exchange(url, b"GET /livez HTTP/" + version + b"\r\nHost: localhost\r\n\r\n", timeout_s=1)
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+def test_a_request_after_one_that_asked_for_another_protocol_is_not_left_waiting(url: str) -> None:
+    upgrading = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    answer = exchange(url, upgrading + b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", timeout_s=10)
+    assert answer.count(b"alive") == 1
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
+def test_a_bad_body_gets_its_refusal_behind_the_answers_before_it(url: str) -> None:
+    good = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    bad = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n"
+    bad = bad.replace(b"Transfer", b"Content-Type: application/json\r\nTransfer")
+    answer = exchange(url, good + good + bad)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200", b"200", b"400"]
+    assert exchange(url, bad).startswith(b"HTTP/1.1 400")
+
+
+def test_an_answer_ends_when_the_client_leaves_though_another_request_was_behind_it(llm: ToyLLM, serve: Serve) -> None:
+    llm.endless, llm.step_s = True, 0.05
+    with serve() as url:
+        with socket.create_connection(address_of(url), timeout=5) as connection:
+            connection.sendall(STREAMING + b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+        deadline = time.monotonic() + 5
+        while llm.num_open and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert llm.num_open == 0
+
+
+def test_sec_22_a_client_that_does_not_read_is_cut(llm: ToyLLM, serve: Serve) -> None:
+    llm.endless = True
+    llm.card = replace(llm.card, max_model_len=1 << 20)
+    with serve(send_timeout_s=0.3) as url, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(address_of(url))
+        connection.sendall(STREAMING.replace(b"h: 28", b"h: 48").replace(b"true", b'true,"max_tokens":900000'))
+        deadline = time.monotonic() + 20
+        while llm.num_open == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert llm.num_open == 1
+        while llm.num_open and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert llm.num_open == 0
 
 
 def test_sec_22_headers_without_end_are_cut(serve: Serve) -> None:
