@@ -64,7 +64,9 @@ test-web: web
 test-long: .venv-test/installed web ## Run the tests that take hours
 	@tools/install_chromium.sh
 	@$(DEV)/qwenstack pull smollm2-135m && $(DEV)/qwenstack pull qwen2.5-coder-0.5b
-	QWENSTACK_FUZZ_SECONDS=1800 QWENSTACK_FUZZ_SEED=0 $(DEV)/python -m pytest tests/fuzz --timeout 4000
+	QWENSTACK_FUZZ_SECONDS=1800 QWENSTACK_FUZZ_SEED=0 $(DEV)/python -m pytest tests/fuzz/test_reader_fuzz.py \
+	    --timeout 4000
+	QWENSTACK_GRPC_CASES=10000 QWENSTACK_FUZZ_SEED=0 $(DEV)/python -m pytest -s tests/fuzz/test_grpc_fuzz.py
 	QWENSTACK_PARSER_CASES=20000 $(DEV)/python -m pytest tests/unit/engine/test_output_parser.py \
 	    tests/unit/engine/test_answer.py --timeout 4000
 	QWENSTACK_STATEFUL=5000x200 $(DEV)/python -m pytest tests/unit/engine/test_engine_machine.py --timeout 7200

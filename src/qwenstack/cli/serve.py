@@ -41,6 +41,8 @@ class ServeOptions:
     """Address to listen on; any but this machine's own needs a key. [default: 127.0.0.1]"""
     port: int | None = None
     """Port to listen on. [default: 8000]"""
+    grpc_port: int | None = None
+    """Port to listen on for gRPC, such as 50051; default: no gRPC."""
     api_key: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     """Key that clients must show; QWENSTACK_API_KEYS hides it from this machine's list of processes."""
     served_model_name: str | None = None
@@ -63,6 +65,7 @@ class ServeOptions:
         return {
             "server.host": self.host,
             "server.port": self.port,
+            "server.grpc_port": self.grpc_port,
             "server.api_keys": self.api_key or None,
             "server.served_model_name": self.served_model_name,
             "engine.max_model_len": self.max_model_len,
@@ -171,4 +174,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _announce(name: str, urls: Sequence[str]) -> None:
     for url in urls:
-        logger.info("%s answers at %s (API: %s/v1). Ctrl-C stops.", name, url, url)
+        if url.startswith("grpc://"):
+            logger.info("%s answers gRPC at %s.", name, url.removeprefix("grpc://"))
+        else:
+            logger.info("%s answers at %s (API: %s/v1). Ctrl-C stops.", name, url, url)

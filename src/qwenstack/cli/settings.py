@@ -91,6 +91,12 @@ class ServerSettings:
     """Address to listen on; any but this machine's own needs an API key."""
     port: Annotated[int, Between(low=0, high=65_535)] = 8000
     """Port to listen on; 0 takes a free one."""
+    grpc_port: Annotated[int, Between(low=0, high=65_535)] | None = None
+    """Port to listen on for gRPC; 0 takes a free one; none: no gRPC."""
+    tls_cert: Annotated[Path, Trait.PERSONAL] | None = None
+    """File with the certificate to encrypt connections with, in PEM; none: they are not encrypted."""
+    tls_key: Annotated[Path, Trait.PERSONAL] | None = None
+    """File with the certificate's private key, in PEM."""
     api_keys: Annotated[tuple[str, ...], Trait.SECRET, EnvironmentName(name="QWENSTACK_API_KEYS")] = ()
     """Keys that clients must show one of; none: everybody on this machine may use the server."""
     allowed_hosts: tuple[str, ...] = ()

@@ -9,6 +9,7 @@
     ├── CapacityError                       not enough memory or queue space; try later or smaller
     ├── StorageError                        the database cannot be reached, is full or is damaged
     ├── RequestError                        the caller's request is wrong (HTTP 4xx)
+    ├── MissingExtraError (also ImportError) a part of the package is not installed; names the install line
     └── EngineError                         the engine failed on its own account (HTTP 5xx)
         └── EngineRestartingError           its process is being started again; try again in a moment
 
@@ -64,6 +65,10 @@ class RequestError(QwenStackError):
         super().__init__(message)
         self.param = param
         self.code = code
+
+
+class MissingExtraError(QwenStackError, ImportError):
+    """A part of the package that was asked for is not installed."""
 
 
 class EngineError(QwenStackError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -42,6 +43,9 @@ from qwenstack.serving.service import GenerationService
 from qwenstack.serving.site import read_site, site_routes
 from qwenstack.storage import ApiKeys, AuditLog, Database
 
+if TYPE_CHECKING:
+    from qwenstack.serving.grpc import GrpcServer
+
 
 def create_app(
     llm: AsyncLLM, config: ServeConfig, *, database: Database | None = None, embedder: Embedder | None = None
@@ -57,6 +61,7 @@ def create_app(
 
     Raises:
         ConfigError: the configuration would leave the server open, or a route does not say who may call it.
+        MissingExtraError: gRPC is wanted and not installed.
         StorageError: the database cannot be read.
     """
     stored = ApiKeys(database) if database is not None else None
@@ -99,13 +104,14 @@ def create_app(
         health_routes(backend),
         metrics_routes(backend, metrics),
         _openapi_routes(app),
-        site_routes(read_site(config.static_dir), api_url=f"http://{config.host}:{config.port}/v1"),
+        site_routes(read_site(config.static_dir), api_url=f"{config.scheme}://{config.host}:{config.port}/v1"),
     )
     # The routes themselves, not routers of routers: the gate reads from each who may call it.
     routes: Sequence[BaseRoute] = [route for router in routers for route in router.routes]
     check_routes(routes)
     app.router.routes.extend(routes)
     app.state.lifetime = backend.lifetime
+    app.state.grpc = _grpc_server(backend, config, keys, metrics, audit)
     for error_type in (HTTPException, RequestValidationError):
         app.add_exception_handler(error_type, _leave_to_the_gate)
     app.add_middleware(Gate, config=config, routes=routes, keys=keys, metrics=metrics, audit=audit)
@@ -127,6 +133,19 @@ def _lifespan(
             await asyncio.to_thread(audit.close)
 
     return run_beside
+
+
+def _grpc_server(
+    backend: Backend, config: ServeConfig, keys: KeyRing, metrics: Metrics, audit: RequestAudit
+) -> GrpcServer | None:
+    """Build the gRPC server on the same parts, where one is wanted; `serve_app` starts and stops it."""
+    if config.grpc_port is None:
+        return None
+    from qwenstack.serving.grpc import create_grpc_server
+
+    return create_grpc_server(
+        backend.service, backend.embeddings, config, keys=keys, metrics=metrics, audit=audit, lifetime=backend.lifetime
+    )
 
 
 async def _leave_to_the_gate(request: Request, error: Exception) -> Response:  # noqa: ARG001

@@ -44,8 +44,8 @@ class RequestAudit:
             self._thread = threading.Thread(target=self._write_until_closed, name="audit", daemon=True)
             self._thread.start()
 
-    def note(self, identity: Identity, subject: str, *, status: int, request_id: str, duration_s: float) -> None:
-        """Note one request that was answered or refused."""
+    def note(self, identity: Identity, subject: str, *, status: int | str, request_id: str, duration_s: float) -> None:
+        """Note one request that was answered or refused; `status` is HTTP's number or gRPC's name."""
         if self._append is None:
             return
         if self._is_closed or self._waiting.qsize() >= MOST_WAITING:

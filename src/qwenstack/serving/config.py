@@ -43,6 +43,12 @@ class ServeConfig:
     """The address to listen on. Any but the loopback needs an API key."""
     port: int = 8000
     """The TCP port; 0 lets the system choose one."""
+    grpc_port: int | None = None
+    """The TCP port for gRPC; 0 lets the system choose one; None: no gRPC."""
+    tls_cert: Path | None = None
+    """The certificate to encrypt connections with, in PEM; None: they are not encrypted."""
+    tls_key: Path | None = None
+    """The private key of `tls_cert`, in PEM."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Clients send one, or a stored one, as `Authorization: Bearer KEY`. Where there is neither, any is accepted."""
     served_model_name: str | None = None
@@ -82,23 +88,18 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Check every value once."""
-        if not 0 <= self.port <= 65_535:
-            raise ConfigError(f"`port` is {self.port!r}; it must be between 0 and 65535.")
+        for name, port in (("port", self.port), ("grpc_port", self.grpc_port)):
+            if port is not None and not 0 <= port <= 65_535:
+                raise ConfigError(f"`{name}` is {port!r}; it must be between 0 and 65535.")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("`tls_cert` and `tls_key` need each other: give both files, or none.")
         for key in self.api_keys:
             if len(key) < MIN_API_KEY_CHARS or not key.isascii() or not key.isprintable() or " " in key:
                 raise ConfigError(
                     f"An API key has {len(key)} characters or signs that a header cannot carry; "
                     f"give at least {MIN_API_KEY_CHARS} printable ASCII characters without spaces."
                 )
-        for host in self.allowed_hosts:
-            if not host or "/" in host or (":" in host and parse_address(host) is None):
-                raise ConfigError(f"`allowed_hosts` has {host!r}; give the name alone, without scheme and port.")
-        for origin in self.allowed_origins:
-            scheme, separator, host = origin.partition("://")
-            if scheme not in {"http", "https"} or not separator or not host or "/" in host:
-                raise ConfigError(
-                    f"`allowed_origins` has {origin!r}; give scheme, host and port alone, as `https://chat.example.org`."
-                )
+        self._check_names()
         for name in _POSITIVE_NAMES:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"`{name}` is {getattr(self, name)!r}; it must be above 0.")
@@ -108,6 +109,17 @@ class ServeConfig:
             raise ConfigError(f"`default_sampling` has {unknown[0]!r}; it may have {known}.")
         _ = self.default_params
 
+    def _check_names(self) -> None:
+        for host in self.allowed_hosts:
+            if not host or "/" in host or (":" in host and parse_address(host) is None):
+                raise ConfigError(f"`allowed_hosts` has {host!r}; give the name alone, without scheme and port.")
+        for origin in self.allowed_origins:
+            scheme, separator, host = origin.partition("://")
+            if scheme not in {"http", "https"} or not separator or not host or "/" in host:
+                raise ConfigError(
+                    f"`allowed_origins` has {origin!r}; give scheme, host and port alone, as `https://chat.example.org`."
+                )
+
     @property
     def default_params(self) -> SamplingParams:
         """What a request gets that chooses nothing: the model's defaults, and as many tokens as the context leaves."""
@@ -115,6 +127,11 @@ class ServeConfig:
             return replace(SamplingParams(max_tokens=None), **self.default_sampling)
         except RequestError as error:
             raise ConfigError(f"`default_sampling`: {error}") from error
+
+    @property
+    def scheme(self) -> str:
+        """How addresses of the server begin."""
+        return "http" if self.tls_cert is None else "https"
 
     @property
     def is_loopback(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Never, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -44,10 +44,23 @@ async def run_while_connected(work: Coroutine[object, object, Result], receive: 
         ClientDisconnect: the client left.
         ServerStoppingError: the server stops.
     """
+    return await _run_until(work, _wait_for_disconnect(receive), _wait_for_stop(lifetime))
+
+
+async def run_while_serving(work: Coroutine[object, object, Result], lifetime: Lifetime) -> Result:
+    """Run `work`, whose caller is cancelled when the client leaves, and cancel it when the server stops.
+
+    Raises:
+        ServerStoppingError: the server stops.
+    """
+    return await _run_until(work, _wait_for_stop(lifetime))
+
+
+async def _run_until(work: Coroutine[object, object, Result], *ends: Coroutine[object, object, Never]) -> Result:
+    """Run `work` until it is done, or one of `ends` raises."""
     task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
-    stopping = asyncio.ensure_future(lifetime.wait_for_stop())
-    everything = {task, leaving, stopping}
+    ending = [asyncio.ensure_future(end) for end in ends]
+    everything = {task, *ending}
     try:
         done, _ = await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -55,18 +68,23 @@ async def run_while_connected(work: Coroutine[object, object, Result], receive: 
             each.cancel()
         # The cancelled work has given its memory back when this returns.
         await asyncio.wait(everything)
+        reasons = [end.exception() for end in ending if not end.cancelled()]
     if task in done:
         return task.result()
     if not task.cancelled():
         _ = task.exception()  # what failed while it was being cancelled interests nobody
-    if leaving in done:
-        raise ClientDisconnect
-    raise ServerStoppingError("The server is shutting down. Try again when it is back.")
+    raise next(reason for reason in reasons if reason is not None)
 
 
-async def _wait_for_disconnect(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> Never:
     while (await receive())["type"] != "http.disconnect":
         pass
+    raise ClientDisconnect
+
+
+async def _wait_for_stop(lifetime: Lifetime) -> Never:
+    await lifetime.wait_for_stop()
+    raise ServerStoppingError("The server is shutting down. Try again when it is back.")
 
 
 class EventStream(Response):

@@ -21,7 +21,7 @@ from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig, is_loopback_host, parse_address
 from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
-from qwenstack.serving.identity import STRANGER, Access, Identity, KeyRing
+from qwenstack.serving.identity import Access, Identity, KeyRing, refuse_caller
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.request_log import Outcome, client_label, known_method, log_request
 from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, WriteError, answer_error
@@ -113,9 +113,7 @@ class GateRules:
         refusal = self._judge_place(head, access)
         if refusal is not None:
             return refusal
-        if not identity.may(access):
-            return _not_allowed(access, identity)
-        return self._judge_body(head, form)
+        return refuse_caller(identity, access) or self._judge_body(head, form)
 
     def allows_origin(self, origin: str) -> bool:
         """Tell whether the configuration names a foreign origin."""
@@ -167,19 +165,6 @@ def body_too_large(limit_bytes: int) -> HttpError:
         f"The body is longer than {limit_bytes} bytes. Send less.",
         code="body_too_large",
         headers={"Connection": "close"},
-    )
-
-
-def _not_allowed(access: Access, identity: Identity) -> HttpError:
-    if identity == STRANGER:
-        return HttpError(
-            401,
-            "This server needs an API key: send it as `Authorization: Bearer KEY` (or as `X-Api-Key`).",
-            code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-    return HttpError(
-        403, f"This API key is not for this: it lacks the scope `{access.value}`.", code="insufficient_scope"
     )
 
 

@@ -10,6 +10,7 @@ from enum import Enum
 
 from qwenstack.core.errors import ConfigError
 from qwenstack.serving.config import ServeConfig
+from qwenstack.serving.errors import HttpError
 from qwenstack.storage import KeySnapshot
 
 
@@ -87,6 +88,22 @@ class KeyRing:
         if any(matches) and presented is not None:
             return Identity(tenant=digest[:8].hex(), accesses=_EVERYTHING)  # a name that tells nothing of the key
         return STRANGER
+
+
+def refuse_caller(identity: Identity, access: Access) -> HttpError | None:
+    """Return what to answer somebody who may not call what takes this; None where they may."""
+    if identity.may(access):
+        return None
+    if identity == STRANGER:
+        return HttpError(
+            401,
+            "This server needs an API key: send it as `Authorization: Bearer KEY` (or as `X-Api-Key`).",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return HttpError(
+        403, f"This API key is not for this: it lacks the scope `{access.value}`.", code="insufficient_scope"
+    )
 
 
 def check_binding(config: ServeConfig, keys: KeyRing) -> None:

@@ -1,4 +1,4 @@
-"""What operators see: vLLM's metric names for the model, the customary names for HTTP."""
+"""What operators see: vLLM's metric names for the model, the customary names for HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -56,7 +56,18 @@ class Metrics:
         self._http_duration = Histogram(
             "http_request_duration_seconds", "Time to the end of the HTTP answer.", ["handler"], registry=self._registry
         )
-
+        self._grpc_calls = Counter(
+            "grpc_server_handled",
+            "gRPC calls by method and code.",
+            ["grpc_method", "grpc_code"],
+            registry=self._registry,
+        )
+        self._grpc_duration = Histogram(
+            "grpc_server_handling_seconds",
+            "Time to the end of the gRPC call.",
+            ["grpc_method"],
+            registry=self._registry,
+        )
         self._audit_lost = Counter(
             "qwenstack:audit_records_lost",
             "Requests that could not be written to the audit log.",
@@ -84,6 +95,11 @@ class Metrics:
         """Count one HTTP request."""
         self._http_requests.labels(outcome.method, outcome.route, str(outcome.status)).inc()
         self._http_duration.labels(outcome.route).observe(outcome.duration_s)
+
+    def count_grpc(self, outcome: Outcome) -> None:
+        """Count one gRPC call."""
+        self._grpc_calls.labels(outcome.route, str(outcome.status)).inc()
+        self._grpc_duration.labels(outcome.route).observe(outcome.duration_s)
 
     def render(self, stats: EngineStats | None) -> bytes:
         """Write the page that Prometheus reads; without `stats` the engine's own lines are left out."""

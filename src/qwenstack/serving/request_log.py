@@ -20,17 +20,24 @@ class Outcome:
     """What came of a request, in words of ours alone: nobody can grow a table or a log with names of his own."""
 
     method: str
+    """HTTP's, or `gRPC`."""
     route: str
-    """The route's template, not the path."""
+    """The route's template, not the path; of gRPC the method."""
     access: Access
     """What the route takes."""
-    status: int
+    status: int | str
+    """HTTP's number, or the name of gRPC's code."""
     duration_s: float
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it was answered as it was meant."""
+        return self.status < _FIRST_REFUSAL if isinstance(self.status, int) else self.status == "OK"
 
 
 def log_request(outcome: Outcome) -> None:
     """Write the line; probes, metrics and the page's files are for `debug`, as long as all is well with them."""
-    is_ordinary = outcome.access is Access.INFERENCE or outcome.status >= _FIRST_REFUSAL
+    is_ordinary = outcome.access is Access.INFERENCE or not outcome.is_success
     facts = {
         "method": outcome.method,
         "route": outcome.route,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import importlib
 import importlib.util
 import logging
 import signal
@@ -12,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Generator, Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,6 +21,10 @@ from fastapi import FastAPI
 from qwenstack.core.errors import ConfigError
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.connection import Lifetime
+from qwenstack.serving.tls import read_tls
+
+if TYPE_CHECKING:
+    from qwenstack.serving.grpc import GrpcServer
 
 OnReady = Callable[[Sequence[str]], None]
 _SEND_BUFFER_BYTES = 1 << 18
@@ -49,23 +55,43 @@ async def serve_app(
         config: the same configuration.
         listener: what `open_socket` opened.
         on_ready: called once with the addresses when requests are taken.
+
+    Raises:
+        ConfigError: the gRPC port cannot be had.
     """
     lifetime: Lifetime = app.state.lifetime
-    server = _Server(_uvicorn_config(app, config), lifetime=lifetime, on_ready=on_ready)
-    await server.serve(sockets=[listener])
+    grpc: GrpcServer | None = app.state.grpc
+    server = _Server(_uvicorn_config(app, config), lifetime=lifetime, grpc=grpc, on_ready=on_ready)
+    try:
+        if grpc is not None:
+            await grpc.start()
+        await server.serve(sockets=[listener])
+    finally:
+        if grpc is not None:
+            await grpc.stop(grace_s=0)
 
 
 def open_socket(config: ServeConfig) -> socket.socket:
-    """Take the port, so that a taken one is told before a model is loaded.
+    """Take the port, so that a taken one is told before a model is loaded; what gRPC and TLS need is checked too.
 
     Raises:
-        ConfigError: the host is unknown, or the port is taken or not permitted.
+        ConfigError: the host is unknown, a port is taken or not permitted, or the TLS files cannot be used.
+        MissingExtraError: gRPC is wanted and not installed.
     """
+    read_tls(config)
+    if config.grpc_port is not None:
+        importlib.import_module("qwenstack.serving.grpc")
+        # gRPC's library takes its port by itself, and later.
+        _open_port(config.host, config.grpc_port, flag="--grpc-port").close()
+    return _open_port(config.host, config.port, flag="--port")
+
+
+def _open_port(host: str, port: int, *, flag: str) -> socket.socket:
     try:
-        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigError(
-            f"Host {config.host!r} is not an address of this machine ({error.strerror}). Use `--host`."
+            f"Host {host!r} is not an address of this machine ({error.strerror}). Use `--host`."
         ) from error
     # `localhost` is both ::1 and 127.0.0.1; every program tries the second.
     family, kind, protocol, _, address = min(found, key=lambda info: info[0] is not socket.AF_INET)
@@ -77,20 +103,20 @@ def open_socket(config: ServeConfig) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise ConfigError(_explain_bind_error(error, config)) from error
+        raise ConfigError(_explain_bind_error(error, host, port, flag=flag)) from error
     return listener
 
 
-def _explain_bind_error(error: OSError, config: ServeConfig) -> str:
+def _explain_bind_error(error: OSError, host: str, port: int, *, flag: str) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return f"Port {config.port} on {config.host} is taken. Stop what uses it, or choose another with `--port`."
+            return f"Port {port} on {host} is taken. Stop what uses it, or choose another with `{flag}`."
         case errno.EACCES | errno.EPERM:
-            return f"Port {config.port} needs rights that this user does not have. Choose one above 1023 with `--port`."
+            return f"Port {port} needs rights that this user does not have. Choose one above 1023 with `{flag}`."
         case errno.EADDRNOTAVAIL:
-            return f"Host {config.host!r} is not an address of this machine. Use `--host 127.0.0.1`."
+            return f"Host {host!r} is not an address of this machine. Use `--host 127.0.0.1`."
         case _:
-            return f"Cannot listen on {config.host}:{config.port}: {error.strerror}. Change `--host` or `--port`."
+            return f"Cannot listen on {host}:{port}: {error.strerror}. Change `--host` or `{flag}`."
 
 
 def _uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
@@ -119,35 +145,47 @@ def _uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=config.keep_alive_timeout_s,
         timeout_graceful_shutdown=config.shutdown_timeout_s,
+        ssl_certfile=config.tls_cert,
+        ssl_keyfile=config.tls_key,
     )
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells open answers that it stops, and does not raise the signal again afterwards."""
 
-    def __init__(self, config: uvicorn.Config, *, lifetime: Lifetime, on_ready: OnReady | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, lifetime: Lifetime, grpc: GrpcServer | None, on_ready: OnReady | None
+    ) -> None:
         super().__init__(config)
         self._lifetime = lifetime
+        self._grpc = grpc
         self._on_ready = on_ready
         self._forced = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         if self.started and self._on_ready is not None:
-            self._on_ready([_url_of(listener) for listener in sockets or ()])
+            urls = [_url_of(listener, scheme="https" if self.config.is_ssl else "http") for listener in sockets or ()]
+            self._on_ready([*urls, *([f"grpc://{self._grpc.address}"] if self._grpc is not None else [])])
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._lifetime.is_stopping
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._lifetime.stop()
-        closing = asyncio.ensure_future(super().shutdown(sockets=sockets))
+        closing = asyncio.ensure_future(self._close(sockets))
         forced = asyncio.ensure_future(self._forced.wait())
         await asyncio.wait((closing, forced), return_when=asyncio.FIRST_COMPLETED)
         forced.cancel()
         if closing.done():
             closing.result()
         closing.cancel()
+
+    async def _close(self, sockets: list[socket.socket] | None) -> None:
+        # The application goes last: what it closes, such as the audit log, gRPC's calls need until they have ended.
+        if self._grpc is not None:
+            await self._grpc.stop(grace_s=self.config.timeout_graceful_shutdown or 0)
+        await super().shutdown(sockets=sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -169,7 +207,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _url_of(listener: socket.socket) -> str:
+def _url_of(listener: socket.socket, *, scheme: str) -> str:
     address: tuple[str, int] = listener.getsockname()[:2]
     host, port = address
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -41,6 +41,21 @@ def parse_json(data: bytes) -> object:
     return value
 
 
+def parse_json_object(text: str, param: str) -> dict[str, object]:
+    """Read a JSON object that a field holds as text.
+
+    Raises:
+        RequestError: it is not one; `param` is named.
+    """
+    try:
+        value = parse_json(text.encode())
+    except RequestError as error:
+        raise RequestError(f"`{param}`: {error}", param=param, code="invalid_value") from error
+    if not isinstance(value, dict):
+        raise RequestError(f"`{param}` is not a JSON object.", param=param, code="invalid_value")
+    return cast("dict[str, object]", value)
+
+
 def _check_number_of_containers(data: bytes) -> None:
     if data.count(b"[") + data.count(b"{") <= MAX_CONTAINERS:
         return

@@ -7,19 +7,22 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "serving"))
 
+from toy_embedder import ToyEmbedder
 from toy_llm import ToyLLM
 
 from qwenstack.retrieval import E5Embedder
 from qwenstack.serving import ServeConfig, create_app, open_socket, serve_app
+from qwenstack.storage import Database
 
 Serve = Callable[..., contextlib.AbstractContextManager[str]]
 
@@ -32,14 +35,26 @@ def llm() -> ToyLLM:
 @contextlib.contextmanager
 def running(llm: ToyLLM, config: ServeConfig, embedder: E5Embedder | None = None) -> Iterator[str]:
     """Serve in another thread, at a port that the system chooses."""
+    with running_at(llm, config, embedder=embedder) as urls:
+        yield urls[0]
+
+
+@contextlib.contextmanager
+def running_at(
+    llm: ToyLLM,
+    config: ServeConfig,
+    database: Database | None = None,
+    embedder: E5Embedder | ToyEmbedder | None = None,
+) -> Iterator[Sequence[str]]:
+    """Serve in another thread, at ports that the system chooses; HTTP's address comes first."""
     config = replace(config, port=0)
-    app = create_app(llm, config, embedder=embedder)
-    started: Future[tuple[str, asyncio.AbstractEventLoop]] = Future()
+    app = create_app(llm, config, database=database, embedder=embedder)
+    started: Future[tuple[Sequence[str], asyncio.AbstractEventLoop]] = Future()
 
     async def serve(listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await serve_app(app, config, listener=listener, on_ready=lambda urls: started.set_result((urls[0], loop)))
+            await serve_app(app, config, listener=listener, on_ready=lambda urls: started.set_result((urls, loop)))
         finally:
             if embedder is not None:
                 await embedder.close()
@@ -47,9 +62,9 @@ def running(llm: ToyLLM, config: ServeConfig, embedder: E5Embedder | None = None
     with contextlib.closing(open_socket(config)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
         thread.start()
-        url, loop = started.result(timeout=20)
+        urls, loop = started.result(timeout=20)
         try:
-            yield url
+            yield urls
         finally:
             loop.call_soon_threadsafe(app.state.lifetime.stop)
             thread.join(20)
@@ -72,3 +87,22 @@ def embedding_url(llm: ToyLLM) -> Iterator[str]:
 def url(serve: Serve) -> Iterator[str]:
     with serve() as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def serve_at() -> Callable[..., contextlib.AbstractContextManager[Sequence[str]]]:
+    return running_at
+
+
+@pytest.fixture
+def serve_both(llm: ToyLLM) -> Callable[..., contextlib.AbstractContextManager[tuple[str, str]]]:
+    """Serve HTTP and gRPC; yields the URL of the one and the HOST:PORT of the other."""
+
+    @contextlib.contextmanager
+    def serve(
+        database: Database | None = None, embedder: ToyEmbedder | None = None, **fields: Any
+    ) -> Iterator[tuple[str, str]]:
+        with running_at(llm, ServeConfig(grpc_port=0, **fields), database, embedder) as (url, grpc_url):
+            yield url, grpc_url.removeprefix("grpc://")
+
+    return serve

@@ -65,3 +65,6 @@ class ToyEmbedder:
             return [array("f", letters_of(str(each.content))) for each in inputs]
         finally:
             self.num_open -= 1
+
+    async def close(self) -> None:
+        """There is nothing to close."""

@@ -10,9 +10,8 @@ from typing_extensions import TypedDict
 
 from qwenstack.serving.access import MetricsRoute, PublicRoute
 from qwenstack.serving.metrics import CONTENT_TYPE, Metrics
+from qwenstack.serving.readiness import STATS_TIMEOUT_S, why_not_ready
 from qwenstack.serving.rest.endpoint import Backend, json_response, key_router
-
-STATS_TIMEOUT_S = 2.0
 
 
 class Health(TypedDict):
@@ -68,8 +67,5 @@ def metrics_routes(backend: Backend, metrics: Metrics) -> APIRouter:
 
 
 async def _readiness(backend: Backend) -> Health:
-    if backend.lifetime.is_stopping:
-        return {"status": "not ready", "reason": "The server is shutting down."}
-    if await backend.service.stats(timeout_s=STATS_TIMEOUT_S) is None:
-        return {"status": "not ready", "reason": f"The engine does not answer within {STATS_TIMEOUT_S:g} s."}
-    return {"status": "ready"}
+    reason = await why_not_ready(backend.service, backend.lifetime)
+    return {"status": "ready"} if reason is None else {"status": "not ready", "reason": reason}

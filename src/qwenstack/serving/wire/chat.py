@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, NotRequired, TypeVar, cast
+from typing import Annotated, Literal, NotRequired, TypeVar
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -13,7 +13,7 @@ from qwenstack.core.grammar import Grammar
 from qwenstack.core.messages import Message, Role, ToolCall, content_is_missing
 from qwenstack.core.outputs import CompletionOutput, FinishReason, OutputDelta, ToolCallDelta
 from qwenstack.core.sampling_params import MAX_LOGPROBS
-from qwenstack.serving.strict_json import parse_json
+from qwenstack.serving.strict_json import parse_json_object
 from qwenstack.serving.wire.logprobs import ChatLogprobs
 from qwenstack.serving.wire.sampling import MAX_TOKENS, SamplingFields, Usage, WireFinishReason, WireModel
 from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar
@@ -99,7 +99,9 @@ class ChatMessageRequest(WireModel):
             ToolCall(
                 id=call.id,
                 name=call.function.name,
-                arguments=_read_arguments(call, f"messages[{index}].tool_calls[{number}].function.arguments"),
+                arguments=parse_json_object(
+                    call.function.arguments, f"messages[{index}].tool_calls[{number}].function.arguments"
+                ),
             )
             for number, call in enumerate(self.tool_calls or ())
         ]
@@ -446,16 +448,6 @@ def chat_finish_reason(reason: FinishReason | None, *, has_calls: bool) -> ChatF
 def wire_finish_reason(reason: FinishReason | None) -> WireFinishReason:
     """Write how an answer ended; the service raises where it did not end well."""
     return "length" if reason == "length" else "stop"
-
-
-def _read_arguments(call: ToolCallRequest, param: str) -> Mapping[str, object]:
-    try:
-        arguments = parse_json(call.function.arguments.encode())
-    except RequestError as error:
-        raise RequestError(f"`{param}`: {error}", param=param, code="invalid_value") from error
-    if not isinstance(arguments, dict):
-        raise RequestError(f"`{param}` is not a JSON object.", param=param, code="invalid_value")
-    return cast("Mapping[str, object]", arguments)
 
 
 def _agreed(name: str, value: Value | None, other_name: str, other: Value | None) -> Value | None:

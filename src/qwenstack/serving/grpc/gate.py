@@ -1,0 +1,190 @@
+"""The gate before the methods: who may call, what is read, how a call ends. Every call of the server passes here.
+
+It is the one generic handler of the server, so that no method can be added beside it. On the wire all shapes of methods
+are alike, streams of messages in both directions; that is how the gate sees them, and why nothing is read of a caller
+who is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from qwenstack.logs import RequestContext, request_context
+from qwenstack.serving.audit import RequestAudit
+from qwenstack.serving.config import ServeConfig
+from qwenstack.serving.connection import Lifetime, run_while_serving
+from qwenstack.serving.errors import HttpError
+from qwenstack.serving.failure_log import log_failure
+from qwenstack.serving.grpc.method import Call, Method
+from qwenstack.serving.grpc.status import answer_status
+from qwenstack.serving.identity import Access, Identity, KeyRing, refuse_caller
+from qwenstack.serving.metrics import Metrics
+from qwenstack.serving.request_log import Outcome, client_label, log_request
+
+REQUEST_ID_NAME = "x-request-id"
+"""In trailing metadata: the server's id of the call. From a client: a label for the log, by which nothing is found."""
+_UNMATCHED = "unmatched"
+_SINGLE_NAMES = frozenset({"authorization", "x-api-key"})
+"""Metadata that may come once: of two keys, two readers could believe different ones."""
+
+
+class CallContext(Protocol):
+    """What the gate uses of grpcio's context."""
+
+    async def write(self, message: bytes) -> None:
+        """Send a message; waits while the client does not read."""
+        ...
+
+    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Sequence[tuple[str, str]]) -> None:
+        """End the call with an error, by raising."""
+        ...
+
+    def set_trailing_metadata(self, trailing_metadata: Sequence[tuple[str, str]]) -> None:
+        """Say what is sent when the call ends well."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallHead:
+    """What is known of a call before any message is read."""
+
+    path: str
+    metadata: Mapping[str, str]
+    """Names of interest alone."""
+    repeated: str | None = None
+    """A name that came twice and may not."""
+
+    @classmethod
+    def from_details(cls, details: grpc.HandlerCallDetails) -> CallHead:
+        """Read what grpcio tells of a call."""
+        metadata: dict[str, str] = {}
+        repeated: str | None = None
+        for name, value in details.invocation_metadata or ():
+            if name in {*_SINGLE_NAMES, REQUEST_ID_NAME} and isinstance(value, str):
+                repeated = name if name in metadata and name in _SINGLE_NAMES else repeated
+                metadata[name] = value.strip()
+        return cls(path=str(details.method), metadata=metadata, repeated=repeated)
+
+    @property
+    def api_key(self) -> str | None:
+        """The key in `authorization: Bearer KEY`; where there is none, in `x-api-key`."""
+        scheme, _, token = self.metadata.get("authorization", "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else self.metadata.get("x-api-key")
+
+
+class Gate(grpc.GenericRpcHandler):
+    """Judges each call, runs it while its caller waits and the server lives, and signs its end."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        *,
+        keys: KeyRing,
+        metrics: Metrics,
+        audit: RequestAudit,
+        lifetime: Lifetime,
+        config: ServeConfig,
+    ) -> None:
+        """Guard methods by their paths."""
+        self._methods = methods
+        self._keys = keys
+        self._metrics = metrics
+        self._audit = audit
+        self._lifetime = lifetime
+        self._message_timeout_s = config.body_timeout_s
+        self._logs_calls = config.log_requests
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Take a call, whatever its method."""
+        head = CallHead.from_details(handler_call_details)
+
+        async def handle(requests: AsyncIterator[bytes], context: CallContext) -> None:
+            await self._handle(head, requests, context)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _handle(self, head: CallHead, requests: AsyncIterator[bytes], context: CallContext) -> None:
+        request_id = secrets.token_hex(16)
+        method = self._methods.get(head.path)
+        # What is no method is nobody's: it needs a key, so that strangers learn nothing about what exists.
+        access = method.access if method is not None else Access.INFERENCE
+        identity = self._keys.identify(head.api_key, now_ms=time.time() * 1000)
+        signature = ((REQUEST_ID_NAME, request_id),)
+        code = grpc.StatusCode.CANCELLED  # unless it comes to another end
+        started_at = time.perf_counter()
+        label = client_label(head.metadata.get(REQUEST_ID_NAME, ""))
+        with request_context(
+            RequestContext(
+                request_id=request_id, tenant=identity.tenant, key_id=identity.key_id, client_request_id=label
+            )
+        ):
+            try:
+                method = self._admit(head, method, access, identity)
+                call = Call(identity=identity, request_id=request_id)
+                await run_while_serving(self._answer(method, requests, call, context), self._lifetime)
+                context.set_trailing_metadata(signature)
+                code = grpc.StatusCode.OK
+            except Exception as error:  # noqa: BLE001 - nothing that a call causes may end without a status of ours
+                answer = answer_status(error, request_id=request_id)
+                if answer.is_our_fault:
+                    log_failure(error, request_id)
+                code = answer.code
+                await context.abort(answer.code, answer.message, (*signature, *answer.metadata.items()))
+            finally:
+                outcome = Outcome(
+                    method="gRPC",
+                    route=_UNMATCHED if method is None else method.path,
+                    access=access,
+                    status=code.name,
+                    duration_s=time.perf_counter() - started_at,
+                )
+                self._note(outcome, identity, request_id)
+
+    def _note(self, outcome: Outcome, identity: Identity, request_id: str) -> None:
+        """Tell those who keep count what came of a call."""
+        self._metrics.count_grpc(outcome)
+        if self._logs_calls:
+            log_request(outcome)
+        if outcome.access is not Access.PUBLIC:
+            subject = f"{outcome.method} {outcome.route}"
+            self._audit.note(
+                identity, subject, status=outcome.status, request_id=request_id, duration_s=outcome.duration_s
+            )
+
+    def _admit(self, head: CallHead, method: Method | None, access: Access, identity: Identity) -> Method:
+        """Let a call in, or raise why not; all that a call is charged with belongs here."""
+        if head.repeated is not None:
+            raise HttpError(400, f"The metadata `{head.repeated}` came more than once.", code="repeated_header")
+        refusal = refuse_caller(identity, access)
+        if refusal is not None:
+            raise refusal
+        if method is None:
+            raise HttpError(501, "There is no such method; reflection lists those there are.", code="not_found")
+        return method
+
+    async def _answer(self, method: Method, requests: AsyncIterator[bytes], call: Call, context: CallContext) -> None:
+        async with aclosing(self._in_time(requests)) as messages, aclosing(method.answer(messages, call)) as answers:
+            async for answer in answers:
+                await context.write(answer)
+
+    async def _in_time(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """Read a caller's messages; the first has to come soon."""
+        try:
+            async with asyncio.timeout(self._message_timeout_s):
+                first = await anext(requests, None)
+        except TimeoutError:
+            text = f"The message did not come within {self._message_timeout_s:g} s."
+            raise HttpError(408, text, code="body_timeout") from None
+        if first is None:
+            return
+        yield first
+        async for request in requests:
+            yield request

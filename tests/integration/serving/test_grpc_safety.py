@@ -1,0 +1,364 @@
+"""What the gRPC server refuses: callers without rights, messages that are too much, ports and files that do not do."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from toy_embedder import ToyEmbedder
+from toy_llm import ToyLLM
+
+from qwenstack.core.errors import ConfigError
+from qwenstack.serving import ServeConfig, create_app, open_socket
+from qwenstack.serving.grpc.health import MAX_WATCHERS
+from qwenstack.serving.grpc.method import read_methods, takes
+from qwenstack.serving.grpc.v1 import generation_pb2 as pb
+from qwenstack.serving.grpc.v1.embeddings_pb2 import EmbedRequest
+from qwenstack.serving.grpc.v1.generation_pb2_grpc import GenerationServiceStub
+from qwenstack.serving.grpc.v1.messages_pb2 import ROLE_USER, Message
+from qwenstack.serving.grpc.v1.models_pb2 import ListModelsRequest
+from qwenstack.serving.grpc.v1.models_pb2_grpc import ModelServiceStub
+from qwenstack.serving.grpc.v1.tokens_pb2 import DetokenizeRequest, TokenizeRequest
+from qwenstack.serving.identity import Access
+from qwenstack.storage import ApiKeys, AuditLog, Database, open_database
+
+Serve = Callable[..., contextlib.AbstractContextManager[tuple[str, str]]]
+HELLO = pb.GenerateRequest(messages=[Message(role=ROLE_USER, content="my secret wish")], max_tokens=5)
+OK, UNAUTHENTICATED, DENIED = grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return open_database(f"sqlite:///{tmp_path / 'q.db'}")
+
+
+@pytest.fixture
+def texts(database: Database) -> dict[str, str]:
+    """A key of each kind."""
+    keys = ApiKeys(database)
+    revoked = keys.create(name="revoked", tenant="ours", actor="me")
+    keys.revoke(revoked.key.id, actor="me")
+    return {
+        "user": keys.create(name="user", tenant="ours", actor="me").text,
+        "other tenant": keys.create(name="user", tenant="theirs", actor="me").text,
+        "watcher": keys.create(name="watcher", tenant="ours", actor="me", scopes=["metrics"]).text,
+        "other model": keys.create(name="narrow", tenant="ours", actor="me", models=["another"]).text,
+        "revoked": revoked.text,
+        "expired": ApiKeys(database, clock=lambda: 1.0).create(name="e", tenant="t", actor="me", lifetime_s=1).text,
+        "nobody": "",
+    }
+
+
+@pytest.fixture
+def address(serve_both: Serve, database: Database, texts: dict[str, str]) -> Iterator[str]:
+    with serve_both(database, ToyEmbedder(), body_timeout_s=1.0) as (_, address):
+        yield address
+
+
+@pytest.fixture
+def channel(address: str) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(address) as channel:
+        yield channel
+
+
+def with_key(text: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {text}")] if text else []
+
+
+def code_of(call: Callable[[], object]) -> grpc.StatusCode:
+    """Make a call, and say how it ended."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code()  # type: ignore[attr-defined]
+    return OK
+
+
+def first_of(method: grpc.StreamStreamMultiCallable, message: bytes, metadata: list[tuple[str, str]]) -> bytes:
+    call = method(iter([message]), metadata=metadata)
+    try:
+        return next(iter(call))
+    finally:
+        call.cancel()
+
+
+MESSAGES = {
+    "/qwenstack.v1.GenerationService/Generate": HELLO,
+    "/qwenstack.v1.GenerationService/StreamGenerate": HELLO,
+    "/qwenstack.v1.EmbeddingService/Embed": EmbedRequest(input=["a"]),
+    "/qwenstack.v1.ModelService/ListModels": ListModelsRequest(),
+    "/qwenstack.v1.TokenService/Tokenize": TokenizeRequest(prompt="x"),
+    "/qwenstack.v1.TokenService/Detokenize": DetokenizeRequest(tokens=[1]),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": health_pb2.HealthCheckRequest(),
+    "/grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(),
+    "/grpc.health.v1.Health/List": health_pb2.HealthListRequest(),
+    "/grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest(),
+}
+"""A message that each method takes."""
+WITHOUT_MODEL = {
+    "/qwenstack.v1.ModelService/ListModels",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+}
+
+
+def expected(path: str, caller: str) -> grpc.StatusCode:
+    if path.startswith("/grpc.health.") or caller in {"user", "other tenant"}:
+        return OK
+    if caller == "other model" and path in WITHOUT_MODEL:
+        return OK
+    return DENIED if caller in {"watcher", "other model"} else UNAUTHENTICATED
+
+
+def test_sec_12_every_method_answers_each_kind_of_caller_as_expected(
+    channel: grpc.Channel, texts: dict[str, str], llm: ToyLLM
+) -> None:
+    methods = create_app(llm, ServeConfig(grpc_port=0)).state.grpc._gate._methods
+    assert set(MESSAGES) == set(methods)
+    for path, message in MESSAGES.items():
+        call = channel.stream_stream(path)
+        for caller, text in texts.items():
+            code = code_of(lambda: first_of(call, message.SerializeToString(), with_key(text)))  # noqa: B023
+            assert code == expected(path, caller), (path, caller)
+
+
+def test_sec_12_what_does_not_exist_is_told_to_key_holders_alone(channel: grpc.Channel, texts: dict[str, str]) -> None:
+    for path in ("/a.b/C", "/qwenstack.v1.GenerationService/Nothing", "/", "/grpc.reflection.v1.ServerReflection/X"):
+        call = channel.stream_stream(path)
+        assert code_of(lambda: first_of(call, b"x", [])) == UNAUTHENTICATED  # noqa: B023
+        code = code_of(lambda: first_of(call, b"x", with_key(texts["user"])))  # noqa: B023
+        assert code == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_sec_12_a_key_is_shown_in_one_way_once(channel: grpc.Channel, texts: dict[str, str]) -> None:
+    models = ModelServiceStub(channel)
+    right, wrong = texts["user"], texts["revoked"]
+    for metadata, code in (
+        ([("authorization", f"bearer  {right} ")], OK),
+        ([("x-api-key", right)], OK),
+        ([("authorization", right)], UNAUTHENTICATED),
+        ([("authorization", f"Bearer {wrong}"), ("x-api-key", right)], UNAUTHENTICATED),
+        (
+            [("authorization", f"Bearer {right}"), ("authorization", f"Bearer {wrong}")],
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
+        ([("authorization-bin", right.encode())], UNAUTHENTICATED),
+    ):
+        assert code_of(lambda: models.ListModels(ListModelsRequest(), metadata=metadata)) == code, metadata  # noqa: B023
+
+
+def test_sec_12_each_call_has_its_tenant_and_a_key_sees_its_models(
+    channel: grpc.Channel, texts: dict[str, str], llm: ToyLLM
+) -> None:
+    for caller, tenant in (("user", "ours"), ("other tenant", "theirs")):
+        GenerationServiceStub(channel).Generate(HELLO, metadata=with_key(texts[caller]))
+        assert llm.options[-1].tenant == tenant
+    models = ModelServiceStub(channel)
+    assert list(models.ListModels(ListModelsRequest(), metadata=with_key(texts["other model"])).models) == []
+
+
+class Undeclared:
+    descriptor = pb.DESCRIPTOR.services_by_name["GenerationService"]
+
+    @takes(Access.INFERENCE)
+    async def generate(self, request: pb.GenerateRequest, call: object) -> pb.GenerateResponse:
+        return pb.GenerateResponse()
+
+    async def stream_generate(self, request: pb.GenerateRequest, call: object) -> pb.GenerateResponse:
+        return pb.GenerateResponse()
+
+
+class Missing(Undeclared):
+    stream_generate = None
+
+
+@pytest.mark.parametrize("service", [Undeclared(), Missing()])
+def test_sec_12_a_method_that_declares_nothing_keeps_the_server_from_starting(service: Any) -> None:
+    with pytest.raises(ConfigError, match="StreamGenerate"):
+        read_methods([service])
+
+
+def test_calls_are_in_the_audit_log_without_what_users_wrote(
+    serve_both: Serve, database: Database, texts: dict[str, str]
+) -> None:
+    with serve_both(database) as (_, address), grpc.insecure_channel(address) as channel:
+        generation = GenerationServiceStub(channel)
+        _, call = generation.Generate.with_call(HELLO, metadata=with_key(texts["user"]))
+        assert code_of(lambda: generation.Generate(HELLO)) == UNAUTHENTICATED
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    log = AuditLog(database)
+    calls = [entry.record for entry in log.newest() if entry.record.subject.startswith("gRPC")]
+    refused, answered = calls
+    path = "gRPC /qwenstack.v1.GenerationService/Generate"
+    assert (refused.subject, refused.outcome, refused.actor) == (path, "UNAUTHENTICATED", "-")
+    assert (answered.subject, answered.outcome) == (path, "OK")
+    assert answered.actor == texts["user"].removeprefix("qs-").partition(".")[0]
+    assert answered.details["request_id"] == dict(call.trailing_metadata())["x-request-id"]
+    assert answered.details["tenant"] == "ours"
+    assert database.path is not None
+    stored = b"".join(path.read_bytes() for path in database.path.parent.iterdir())
+    assert b"secret wish" not in stored
+    assert log.verify().broken_at is None
+
+
+def test_sec_22_messages_and_metadata_are_bounded(serve_both: Serve) -> None:
+    with serve_both(max_body_bytes=10_000) as (_, address), grpc.insecure_channel(address) as channel:
+        generation = GenerationServiceStub(channel)
+        assert code_of(lambda: generation.Generate(pb.GenerateRequest(prompt="x" * 300))) == OK
+        too_long = pb.GenerateRequest(prompt="x" * 10_001)
+        assert code_of(lambda: generation.Generate(too_long)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        metadata = [("x-a", "a" * 20_000)]
+        code = code_of(lambda: generation.Generate(pb.GenerateRequest(prompt="x"), metadata=metadata))
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_sec_22_a_compressed_message_is_not_unfolded(serve_both: Serve, compression: grpc.Compression) -> None:
+    with serve_both() as (_, address), grpc.insecure_channel(address, compression=compression) as channel:
+        generation = GenerationServiceStub(channel)
+        bomb = pb.GenerateRequest(prompt="x" * 20_000_000)
+        assert code_of(lambda: generation.Generate(bomb)) == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_sec_22_a_message_that_does_not_come_is_not_waited_for(channel: grpc.Channel, texts: dict[str, str]) -> None:
+    is_over = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        is_over.wait(60)
+        yield from ()
+
+    method = channel.stream_unary("/qwenstack.v1.GenerationService/Generate")
+    code = code_of(lambda: method(never(), metadata=with_key(texts["user"])))
+    is_over.set()
+    assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_sec_22_watchers_of_the_health_cannot_take_all_places(channel: grpc.Channel, texts: dict[str, str]) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_WATCHERS)]
+    assert all(next(watch).status == health_pb2.HealthCheckResponse.SERVING for watch in watches)
+    assert code_of(lambda: next(health.Watch(health_pb2.HealthCheckRequest()))) == grpc.StatusCode.UNAVAILABLE
+    assert code_of(lambda: health.Check(health_pb2.HealthCheckRequest())) == OK
+    for watch in watches:
+        watch.cancel()
+
+
+def test_open_calls_end_when_the_server_stops(serve_both: Serve, llm: ToyLLM) -> None:
+    llm.endless, llm.step_s = True, 0.01
+    server = contextlib.ExitStack()
+    url, address = server.enter_context(serve_both())
+    with grpc.insecure_channel(address) as channel, server:
+        stream = GenerationServiceStub(channel).StreamGenerate(pb.GenerateRequest(prompt="x", max_tokens=500))
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        next(stream)
+        next(watch)
+        assert httpx.get(f"{url}/livez").status_code == 200
+        server.close()
+        for call in (stream, watch):
+            assert code_of(lambda: list(call)) == grpc.StatusCode.UNAVAILABLE  # noqa: B023
+            assert "shutting down" in call.details()
+    assert llm.num_open == 0
+
+
+def test_a_taken_port_is_named_with_the_flag() -> None:
+    with contextlib.closing(open_socket(ServeConfig(port=0))) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"Port {port}.*--grpc-port"):
+            open_socket(ServeConfig(port=0, grpc_port=port))
+
+
+def test_sec_12_a_second_program_cannot_take_the_same_port(serve_both: Serve) -> None:
+    with serve_both() as (_, address), socket.socket() as other:
+        host, _, port = address.rpartition(":")
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind((host, int(port)))
+
+
+def test_sec_12_without_keys_other_machines_cannot_reach_it(llm: ToyLLM) -> None:
+    with pytest.raises(ConfigError, match="keys create"):
+        create_app(llm, ServeConfig(host="0.0.0.0", grpc_port=0))
+
+
+@pytest.mark.parametrize("module", ["grpc", "grpc_health", "grpc_reflection"])
+def test_without_the_extra_the_message_has_the_line_that_installs_it(module: str) -> None:
+    script = f"""
+import sys
+sys.modules[{module!r}] = None
+from qwenstack.core.errors import MissingExtraError
+from qwenstack.serving import ServeConfig, open_socket
+open_socket(ServeConfig(port=0)).close()
+try:
+    open_socket(ServeConfig(port=0, grpc_port=0))
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert "pip install 'qwenstack[grpc]'" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority: trustme.CA, tmp_path: Path) -> dict[str, Path]:
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    return {"tls_cert": cert, "tls_key": key}
+
+
+def test_both_wires_are_encrypted_where_there_is_a_certificate(
+    serve_both: Serve, authority: trustme.CA, tls: dict[str, Path], tmp_path: Path
+) -> None:
+    root = authority.cert_pem.bytes()
+    (tmp_path / "root.pem").write_bytes(root)
+    with serve_both(**tls) as (url, address):
+        with grpc.secure_channel(address, grpc.ssl_channel_credentials(root)) as channel:
+            assert code_of(lambda: GenerationServiceStub(channel).Generate(HELLO)) == OK
+        with grpc.secure_channel(address, grpc.ssl_channel_credentials(trustme.CA().cert_pem.bytes())) as channel:
+            assert code_of(lambda: GenerationServiceStub(channel).Generate(HELLO)) == grpc.StatusCode.UNAVAILABLE
+        with grpc.insecure_channel(address) as channel:
+            assert code_of(lambda: GenerationServiceStub(channel).Generate(HELLO)) == grpc.StatusCode.UNAVAILABLE
+        assert url.startswith("https://")
+        import ssl
+
+        context = ssl.create_default_context(cafile=str(tmp_path / "root.pem"))
+        assert httpx.get(f"{url}/v1/models", verify=context).status_code == 200
+
+
+def test_tls_files_that_do_not_do_are_told_before_anything_listens(tls: dict[str, Path], tmp_path: Path) -> None:
+    other = trustme.CA().issue_cert("localhost").private_key_pem
+    other.write_to_path(tmp_path / "other.pem")
+    for fields in (tls | {"tls_key": tmp_path / "other.pem"}, tls | {"tls_cert": tmp_path / "none.pem"}):
+        with pytest.raises(ConfigError, match="in PEM"):
+            open_socket(ServeConfig(port=0, **fields))
+    with pytest.raises(ConfigError, match="need each other"):
+        ServeConfig(tls_cert=tls["tls_cert"])
+
+
+def test_a_key_with_a_password_is_refused_and_not_asked_for(tls: dict[str, Path], tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    key = serialization.load_pem_private_key(tls["tls_key"].read_bytes(), None)
+    locked = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    (tmp_path / "locked.pem").write_bytes(locked)
+    with pytest.raises(ConfigError, match="password"):
+        open_socket(ServeConfig(port=0, tls_cert=tls["tls_cert"], tls_key=tmp_path / "locked.pem"))
