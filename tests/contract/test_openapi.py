@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "serving"))
 from toy_embedder import ToyEmbedder
 from toy_llm import ToyLLM
 
-from qwenstack.serving import ServeConfig, create_app
+from qwenstack.serving import ServeConfig, create_admin_app, create_app
 from qwenstack.serving.openapi import build_openapi
 from qwenstack.serving.rest.health import Health
 from qwenstack.serving.wire.chat import ChatCompletion, ChatCompletionChunk
@@ -30,14 +30,22 @@ from qwenstack.serving.wire.errors import ErrorBody
 from qwenstack.serving.wire.models import Model, ModelList
 from qwenstack.serving.wire.qwen3 import GenerateResponse
 from qwenstack.serving.wire.responses import ResponseEvent, ResponseObject
+from qwenstack.storage import open_database
 
 SNAPSHOT = Path(__file__).with_name("test_openapi.snapshot.json")
+ADMIN_SNAPSHOT = SNAPSHOT.with_name("test_admin_openapi.snapshot.json")
 ROUTES_WITHOUT_DOCUMENT = {"/", "/openapi.json"}
 
 
 @pytest.fixture(scope="module")
 def document() -> dict:
     return json.loads(json.dumps(build_openapi(create_app(ToyLLM(), ServeConfig()))))
+
+
+@pytest.fixture
+def admin_document(tmp_path: Path) -> dict:
+    public = create_app(ToyLLM(), ServeConfig(), database=open_database(f"sqlite:///{tmp_path / 'q.db'}"))
+    return json.loads(json.dumps(create_admin_app(public, ServeConfig()).openapi()))
 
 
 @pytest.fixture
@@ -60,6 +68,12 @@ def test_the_document_is_the_one_that_was_read_and_agreed(document: dict) -> Non
     if os.environ.get("QWENSTACK_UPDATE_SNAPSHOTS"):
         SNAPSHOT.write_text(json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
     assert document == json.loads(SNAPSHOT.read_text())
+
+
+def test_the_administration_s_document_is_the_one_that_was_read_and_agreed(admin_document: dict) -> None:
+    if os.environ.get("QWENSTACK_UPDATE_SNAPSHOTS"):
+        ADMIN_SNAPSHOT.write_text(json.dumps(admin_document, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    assert admin_document == json.loads(ADMIN_SNAPSHOT.read_text())
 
 
 def test_every_route_and_every_reference_is_there(document: dict) -> None:

@@ -48,7 +48,7 @@ def create(
     tenant
         Whose it is; requests of one tenant share cached prompts and take their turns together.
     scope
-        What it opens: the models, the metrics.
+        What it opens: the models, the metrics, the administration.
     model
         A model that it may use, given once for each; default: all.
     expires_in

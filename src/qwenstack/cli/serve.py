@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 import qwenstack
+from qwenstack.cli.administration import AdminPlan, load_admin_key, plan_administration
 from qwenstack.cli.embedding import make_embedder
 from qwenstack.cli.loading import engine_config, fetch_model
 from qwenstack.cli.options import Assignments, ModelArgument
-from qwenstack.cli.settings import Settings, load_settings
+from qwenstack.cli.settings import OidcSettings, Settings, load_settings
 from qwenstack.cli.storage import NO_DATABASE, open_storage
-from qwenstack.core.config import secrets_of
+from qwenstack.core.config import Resolved, secrets_of
+from qwenstack.core.errors import ConfigError
 from qwenstack.logs import LogConfig, logging_to
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from qwenstack.engine import EngineConfig
     from qwenstack.retrieval import E5Embedder
     from qwenstack.serving import ServeConfig
+    from qwenstack.serving.oidc_config import OidcConfig
     from qwenstack.storage import Database
 
 logger = logging.getLogger(__name__)
@@ -88,30 +91,36 @@ def serve(
     assignments: Assignments = (),
 ) -> None:
     """Serve a model over HTTP, with a chat page for the browser."""
-    settings = load_settings(assignments, {"model": model, **options.by_key()}).value
+    resolved = load_settings(assignments, {"model": model, **options.by_key()})
+    settings = resolved.value
     with logging_to(config=log_config(settings), secrets=secrets_of(settings)):
-        _prepare_and_serve(settings)
+        _prepare_and_serve(resolved)
 
 
-def _prepare_and_serve(settings: Settings) -> None:
+def _prepare_and_serve(resolved: Resolved[Settings]) -> None:
     import asyncio
 
     from qwenstack.serving import KeyRing, check_binding, open_socket
     from qwenstack.storage import ApiKeys
 
+    settings = resolved.value
     config = serve_config(settings)
     embedder = make_embedder(settings.embedding)
     keeps_nothing = settings.storage.url == NO_DATABASE
     # What can be refused is refused before a long download.
     with contextlib.nullcontext() if keeps_nothing else open_storage(settings.storage) as database:
         stored = None if database is None else ApiKeys(database).snapshot()
-        check_binding(config, KeyRing(config.api_keys, stored))
-        with contextlib.closing(open_socket(config)) as listener:
+        check_binding(config, KeyRing(config.api_keys, stored, is_closed=config.oidc is not None))
+        with contextlib.closing(open_socket(config)) as listener, contextlib.ExitStack() as stack:
+            plan = plan_administration(resolved, config)
+            if plan is not None:
+                stack.callback(plan.listener.close)
+                config = replace(config, admin_keys=(load_admin_key(plan.key_path.parent),))
             pulled = fetch_model(settings)
             logger.info("Loading %s ...", pulled.name)
             engine = engine_config(settings, pulled)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(_serve(engine, log_config(settings), config, listener, database, embedder))
+                runner.run(_serve(engine, log_config(settings), config, listener, database, embedder, plan))
 
 
 async def _serve(
@@ -121,16 +130,31 @@ async def _serve(
     listener: socket.socket,
     database: Database | None,
     embedder: E5Embedder | None,
+    plan: AdminPlan | None,
 ) -> None:
     """Load the model in a process of its own and serve it until a signal."""
     from qwenstack.engine.client import EngineClient
-    from qwenstack.serving import create_app, serve_app
+    from qwenstack.serving import Door, create_admin_app, create_app, serve_app
 
     client = await EngineClient.start(engine, logs=logs)
     try:
         config = replace(config, default_sampling=client.default_sampling)
         app = create_app(client, config, database=database, embedder=embedder)
-        await serve_app(app, config, listener=listener, on_ready=lambda urls: _announce(client.card.id, urls))
+        administration = None
+        if plan is not None:
+            administration = Door(
+                app=create_admin_app(app, plan.config),
+                config=plan.config,
+                listener=plan.listener,
+                on_ready=lambda urls: _announce_administration(urls, plan.key_path),
+            )
+        await serve_app(
+            app,
+            config,
+            listener=listener,
+            on_ready=lambda urls: _announce(client.card.id, urls),
+            administration=administration,
+        )
     finally:
         await client.close()
         if embedder is not None:
@@ -145,13 +169,31 @@ def serve_config(settings: Settings) -> ServeConfig:
     """
     from qwenstack.serving import ServeConfig
 
+    public = {name: value for name, value in asdict(settings.server).items() if not name.startswith("admin_")}
     return ServeConfig(
-        **asdict(settings.server),
+        **public,
         static_dir=static_dir(),
         log_requests=settings.log.requests,
         retention_days=settings.storage.retention_days,
         max_response_bytes=settings.storage.max_response_bytes,
+        adapters_folder=settings.adapters.folder,
+        oidc=oidc_config(settings.oidc),
     )
+
+
+def oidc_config(settings: OidcSettings) -> OidcConfig | None:
+    """Return whose tokens shall open the server; None: nobody's.
+
+    Raises:
+        ConfigError: a value does not suit it.
+    """
+    from qwenstack.serving.oidc_config import OidcConfig
+
+    if settings.issuer is None:
+        return None
+    if settings.audience is None:
+        raise ConfigError("`oidc.issuer` is set and `oidc.audience` is not: tokens for other services would count.")
+    return OidcConfig(**asdict(settings))
 
 
 def log_config(settings: Settings) -> LogConfig:
@@ -178,3 +220,8 @@ def _announce(name: str, urls: Sequence[str]) -> None:
             logger.info("%s answers gRPC at %s.", name, url.removeprefix("grpc://"))
         else:
             logger.info("%s answers at %s (API: %s/v1). Ctrl-C stops.", name, url, url)
+
+
+def _announce_administration(urls: Sequence[str], key_path: Path) -> None:
+    for url in urls:
+        logger.info("Its administration is at %s/admin/v1; the key for it is in %r.", url, str(key_path))

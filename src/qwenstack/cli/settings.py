@@ -23,6 +23,7 @@ from qwenstack.core.config import (
     load_config,
     refuse_personal,
 )
+from qwenstack.core.scope import DEFAULT_ROLES
 
 PROJECT_FILE = Path("qwenstack.toml")
 """Settings of the folder that the command is run in."""
@@ -105,6 +106,10 @@ class ServerSettings:
     """Origins, such as https://chat.example.org, whose web pages may use the server."""
     served_model_name: str | None = None
     """Name of the model for clients; none: its own name."""
+    admin_host: str = "127.0.0.1"
+    """Address of the administration."""
+    admin_port: Literal["off"] | Annotated[int, Between(low=0, high=65_535)] = 8001
+    """Port of the administration, which needs a key of its own; 0 takes a free one; off: there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +132,34 @@ class EmbeddingSettings:
     """multilingual-e5-small, which is part of the installation; off: none."""
     num_threads: Annotated[int, Between(low=1, high=1024)] | None = None
     """Threads that it may use; none: one for every two cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """What administrators may load while the server runs."""
+
+    folder: Annotated[Path, Trait.PERSONAL] | None = None
+    """Folder below which LoRA adapters may be loaded over HTTP; none: they are not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OidcSettings:
+    """Whose signed tokens open the server beside keys."""
+
+    issuer: Annotated[str, Trait.PERSONAL] | None = None
+    """Identity provider, as its tokens name it in `iss`; none: only keys open the server."""
+    audience: Annotated[str, Trait.PERSONAL] | None = None
+    """What its tokens for this server have in `aud`."""
+    jwks_url: Annotated[str, Trait.PERSONAL] | None = None
+    """Address of its public keys; none: as its `.well-known/openid-configuration` says."""
+    tenant_claim: Annotated[str, Trait.PERSONAL] = "sub"
+    """Claim that is the tenant; it must be nothing that users choose for themselves."""
+    scopes_claim: Annotated[str, Trait.PERSONAL] = "scope"
+    """Claim whose words are looked up in oidc.roles; a.b is b within a."""
+    models_claim: Annotated[str, Trait.PERSONAL] | None = None
+    """Claim that lists the models that may be used; none: all may be."""
+    roles: Annotated[tuple[str, ...], Trait.PERSONAL] = DEFAULT_ROLES
+    """What a word of the scopes claim allows, each as WORD=SCOPE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +202,8 @@ class Settings:
     hub: HubSettings = HubSettings()
     storage: StorageSettings = StorageSettings()
     log: LogSettings = LogSettings()
+    adapters: AdapterSettings = AdapterSettings()
+    oidc: OidcSettings = OidcSettings()
 
 
 def load_settings(assignments: Iterable[str] = (), flags: Mapping[str, object] | None = None) -> Resolved[Settings]:

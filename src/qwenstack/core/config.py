@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Generic, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Annotated, Generic, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from qwenstack.core.config_value import Between, Mismatch, TypeForm, convert, describe
 from qwenstack.core.errors import ConfigError
@@ -79,8 +79,8 @@ class Setting:
 
     @property
     def marks(self) -> tuple[object, ...]:
-        """The marks of its `Annotated`."""
-        return get_args(self.form)[1:] if get_origin(self.form) is Annotated else ()
+        """The marks of its `Annotated`, also where that is one of several types."""
+        return tuple(_marks_of(self.form))
 
     @property
     def is_secret(self) -> bool:
@@ -247,6 +247,14 @@ def refuse_personal(cls: type, layer: Layer) -> Layer:
                 f"Set it in your own configuration or as {setting.environment_names[0]}."
             )
     return layer
+
+
+def _marks_of(form: TypeForm) -> Iterator[object]:
+    if get_origin(form) is Annotated:
+        yield from get_args(form)[1:]
+    elif get_origin(form) in (Union, UnionType):
+        for option in get_args(form):
+            yield from _marks_of(option)
 
 
 def _leaves(cls: type, *, prefix: str) -> Iterator[Setting]:

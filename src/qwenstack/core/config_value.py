@@ -1,7 +1,8 @@
 """What a setting's value may be, told by its type: reading it from text, checking it, naming the choice in words.
 
-Types understood: `bool`, `int`, `float`, `str`, `Path`, `Literal[...]`, `X | None`, `tuple[X, ...]`, and any of them in
-`Annotated[...]` with `Between` limits. Where None is allowed, the word `none` stands for it, in text and in TOML.
+Types understood: `bool`, `int`, `float`, `str`, `Path`, `Literal[...]`, `tuple[X, ...]`, unions of them with or without
+None, and any of them in `Annotated[...]` with `Between` limits. Where None is allowed, the word `none` stands for it,
+in text and in TOML.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -85,8 +86,8 @@ def _read(text: str, form: TypeForm) -> object:
     if origin is Annotated:
         return _read(text, arguments[0])
     if origin in (Union, UnionType):
-        (present,) = (option for option in arguments if option is not NoneType)
-        return _read(text, present)
+        readings = (_read(text, option) for option in arguments if option is not NoneType)
+        return next((value for value in readings if value != text), text)
     if origin is Literal:
         return next((choice for choice in arguments if str(choice) == text), text)
     if origin is tuple:
@@ -131,8 +132,9 @@ def _check(value: object, form: TypeForm) -> object:
     if origin is Annotated:
         return _check_limits(_check(value, arguments[0]), arguments[1:])
     if origin in (Union, UnionType):
-        (present,) = (option for option in arguments if option is not NoneType)
-        return None if value is None or value == "none" else _check(value, present)
+        if NoneType in arguments and (value is None or value == "none"):
+            return None
+        return _check_any(value, [option for option in arguments if option is not NoneType])
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
@@ -145,6 +147,15 @@ def _check(value: object, form: TypeForm) -> object:
         return _check_float(value)
     elif isinstance(form, type) and type(value) is form:
         return value
+    raise Mismatch
+
+
+def _check_any(value: object, options: Sequence[TypeForm]) -> object:
+    for option in options:
+        try:
+            return _check(value, option)
+        except Mismatch:
+            continue
     raise Mismatch
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from qwenstack.core.embedding import EmbeddingInput, InputType, Vector
@@ -139,6 +140,36 @@ class AsyncLLM(Protocol):
                 the request is quarantined, since it ended the engine twice.
             CapacityError: the queue is full.
             EngineError: the engine failed or stopped.
+        """
+        ...
+
+    async def list_adapters(self) -> Sequence[AdapterInfo]:
+        """Return the LoRA adapters that requests may name, by name.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        ...
+
+    async def load_adapter(self, name: str, path: Path) -> Sequence[AdapterInfo]:
+        """Let requests name the LoRA adapter of a folder, also after a restart of the engine; return all there are.
+
+        Requests that use an older one of this name end with it. If this fails, all is as before.
+
+        Raises:
+            ConfigError: the name cannot be one.
+            CheckpointError: the folder holds no adapter for this model.
+            CapacityError: there are too many adapters, or they take too much memory.
+            EngineError: the engine does not answer.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> Sequence[AdapterInfo]:
+        """Forget a LoRA adapter, and return those that are left; requests that use it run to their end.
+
+        Raises:
+            RequestError: there is none of that name.
+            EngineError: the engine does not answer.
         """
         ...
 

@@ -193,7 +193,7 @@ class EngineClient:
         """Load a LoRA adapter, also into the engine processes to come, and return all that are loaded now.
 
         Raises:
-            QwenStackError: it cannot be read, does not fit the model, or there is one of that name.
+            QwenStackError: it cannot be read, or does not fit the model; all is as before.
             EngineError: the engine does not run.
         """
         adapters = await self._running_process().ask_adapters(LoadAdapter(name, path))
@@ -204,14 +204,14 @@ class EngineClient:
         """Forget a LoRA adapter and return those that are left.
 
         Raises:
-            RequestError: there is none of that name, or a request uses it.
+            RequestError: there is none of that name.
             EngineError: the engine does not run.
         """
         adapters = await self._running_process().ask_adapters(UnloadAdapter(name))
         self._adapters.pop(name, None)
         return adapters
 
-    async def adapters(self) -> list[AdapterInfo]:
+    async def list_adapters(self) -> list[AdapterInfo]:
         """Return the LoRA adapters that requests may name.
 
         Raises:

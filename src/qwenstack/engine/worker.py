@@ -200,6 +200,8 @@ class Worker:
             self._channel.send(AdapterRefused(type(error).__name__, str(error), error.param, error.code))
         except QwenStackError as error:
             self._channel.send(AdapterRefused(type(error).__name__, str(error)))
+        except Exception as error:  # noqa: BLE001 - a folder that somebody wrote must not end those who stream
+            self._channel.send(AdapterRefused("EngineError", f"{type(error).__name__}: {error}"))
         else:
             self._channel.send(Adapters(adapters=list(engine.adapters())))
 

@@ -36,7 +36,7 @@ _SECRET_NAMES = frozenset(
 
 # Each finds its secret in one pass: nothing in them repeats within a repetition.
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\bqs-[\w.-]{8,}"), f"qs-{HIDDEN}"),
+    (re.compile(r"\bqsa?-[\w.-]{8,}"), f"qs-{HIDDEN}"),
     (re.compile(r"\bhf_[\w-]{8,}"), f"hf_{HIDDEN}"),
     (re.compile(r"\b(bearer|basic)\s+[^\s\"',]+", re.IGNORECASE), rf"\1 {HIDDEN}"),
     (

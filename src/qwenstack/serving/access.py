@@ -16,6 +16,9 @@ from qwenstack.serving.identity import Access
 from qwenstack.serving.strict_json import parse_json
 from qwenstack.serving.wire.errors import WriteError, write_openai_error
 
+BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
+"""Methods whose requests have a body, which must be JSON."""
+
 
 class BodyForm(Enum):
     """What the body of a POST has to be."""
@@ -57,11 +60,17 @@ class KeyRoute(APIRoute):
 
         async def handle_strictly(request: Request) -> Response:
             strict = StrictRequest(request.scope, request.receive)
-            if request.method == "POST" and self.body is BodyForm.JSON:
+            if request.method in BODY_METHODS and self.body is BodyForm.JSON:
                 strict.document = parse_json(await strict.body())
             return await handle(strict)
 
         return handle_strictly
+
+
+class AdminRoute(KeyRoute):
+    """A route for administrators; the application that the world sees has none."""
+
+    access: ClassVar[Access] = Access.ADMIN
 
 
 class MetricsRoute(KeyRoute):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,16 +15,18 @@ from fastapi.routing import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
+from qwenstack.core.errors import MissingExtraError
 from qwenstack.core.protocols import AsyncLLM, Embedder
-from qwenstack.serving.access import check_routes
+from qwenstack.serving.access import KeyRoute, check_routes
 from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.connection import Lifetime
 from qwenstack.serving.embedding_service import EmbeddingService
 from qwenstack.serving.gate import Gate
-from qwenstack.serving.identity import KeyRing, check_binding
+from qwenstack.serving.identity import Access, Callers, KeyRing, check_binding
 from qwenstack.serving.key_watch import watching
 from qwenstack.serving.metrics import Metrics
+from qwenstack.serving.oidc_config import OidcConfig
 from qwenstack.serving.openapi import API_DESCRIPTION, API_VERSION, build_openapi
 from qwenstack.serving.records import Records
 from qwenstack.serving.rest.anthropic import anthropic_routes
@@ -45,6 +48,20 @@ from qwenstack.storage import ApiKeys, AuditLog, Database
 
 if TYPE_CHECKING:
     from qwenstack.serving.grpc import GrpcServer
+    from qwenstack.serving.oidc.tokens import TokenVerifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerParts:
+    """What the applications of one server share."""
+
+    llm: AsyncLLM
+    backend: Backend
+    keys: KeyRing
+    callers: Callers
+    metrics: Metrics
+    audit: RequestAudit
+    database: Database | None
 
 
 def create_app(
@@ -65,7 +82,8 @@ def create_app(
         StorageError: the database cannot be read.
     """
     stored = ApiKeys(database) if database is not None else None
-    keys = KeyRing(config.api_keys, stored.snapshot() if stored is not None else None)
+    snapshot = stored.snapshot() if stored is not None else None
+    keys = KeyRing(config.api_keys, snapshot, admin_keys=config.admin_keys, is_closed=config.oidc is not None)
     check_binding(config, keys)
     metrics = Metrics(config.served_model_name or llm.card.id)
     audit = RequestAudit(
@@ -79,16 +97,16 @@ def create_app(
         ping_interval_s=config.ping_interval_s,
     )
     records = Records(service, config, database)
-    app = FastAPI(
-        title="qwenstack",
-        version=API_VERSION,
-        description=API_DESCRIPTION,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        lifespan=_lifespan(keys, stored, audit, records),
+    parts = ServerParts(
+        llm=llm,
+        backend=backend,
+        keys=keys,
+        callers=Callers(keys, None if config.oidc is None else _token_verifier(config.oidc)),
+        metrics=metrics,
+        audit=audit,
+        database=database,
     )
+    app = bare_app(title="qwenstack", description=API_DESCRIPTION, lifespan=_lifespan(parts, stored, records))
     routers = (
         chat_routes(backend),
         completion_routes(backend),
@@ -103,49 +121,105 @@ def create_app(
         qwen3_routes(backend),
         health_routes(backend),
         metrics_routes(backend, metrics),
-        _openapi_routes(app),
+        openapi_routes(lambda: build_openapi(app)),
         site_routes(read_site(config.static_dir), api_url=f"{config.scheme}://{config.host}:{config.port}/v1"),
     )
+    guard(app, routers, config=config, parts=parts)
+    app.state.grpc = _grpc_server(parts, config)
+    return app
+
+
+def bare_app(
+    *, title: str, description: str, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
+) -> FastAPI:
+    """Make an application without routes, and without any that the framework would add."""
+    return FastAPI(
+        title=title,
+        version=API_VERSION,
+        description=description,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+
+
+def guard(
+    app: FastAPI,
+    routers: Iterable[APIRouter],
+    *,
+    config: ServeConfig,
+    parts: ServerParts,
+    unmatched: Access = Access.INFERENCE,
+) -> None:
+    """Give an application its routes and put the gate before them; `unmatched` is what all other addresses take.
+
+    Raises:
+        ConfigError: a route does not say who may call it.
+    """
     # The routes themselves, not routers of routers: the gate reads from each who may call it.
     routes: Sequence[BaseRoute] = [route for router in routers for route in router.routes]
     check_routes(routes)
     app.router.routes.extend(routes)
-    app.state.lifetime = backend.lifetime
-    app.state.grpc = _grpc_server(backend, config, keys, metrics, audit)
+    app.state.lifetime = parts.backend.lifetime
+    app.state.parts = parts
     for error_type in (HTTPException, RequestValidationError):
         app.add_exception_handler(error_type, _leave_to_the_gate)
-    app.add_middleware(Gate, config=config, routes=routes, keys=keys, metrics=metrics, audit=audit)
-    return app
+    app.add_middleware(
+        Gate,
+        config=config,
+        routes=routes,
+        callers=parts.callers,
+        metrics=parts.metrics,
+        audit=parts.audit,
+        unmatched=unmatched,
+    )
 
 
 def _lifespan(
-    keys: KeyRing, stored: ApiKeys | None, audit: RequestAudit, records: Records
+    parts: ServerParts, stored: ApiKeys | None, records: Records
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def run_beside(_: FastAPI) -> AsyncGenerator[None]:
         try:
             async with AsyncExitStack() as stack:
                 if stored is not None:
-                    await stack.enter_async_context(watching(keys, stored))
+                    await stack.enter_async_context(watching(parts.keys, stored))
                 await stack.enter_async_context(records.running())
                 yield
         finally:
-            await asyncio.to_thread(audit.close)
+            await asyncio.to_thread(parts.audit.close)
+            await parts.callers.close()
 
     return run_beside
 
 
-def _grpc_server(
-    backend: Backend, config: ServeConfig, keys: KeyRing, metrics: Metrics, audit: RequestAudit
-) -> GrpcServer | None:
+def _grpc_server(parts: ServerParts, config: ServeConfig) -> GrpcServer | None:
     """Build the gRPC server on the same parts, where one is wanted; `serve_app` starts and stops it."""
     if config.grpc_port is None:
         return None
     from qwenstack.serving.grpc import create_grpc_server
 
+    backend = parts.backend
     return create_grpc_server(
-        backend.service, backend.embeddings, config, keys=keys, metrics=metrics, audit=audit, lifetime=backend.lifetime
+        backend.service,
+        backend.embeddings,
+        config,
+        callers=parts.callers,
+        metrics=parts.metrics,
+        audit=parts.audit,
+        lifetime=backend.lifetime,
     )
+
+
+def _token_verifier(config: OidcConfig) -> TokenVerifier:
+    try:
+        from qwenstack.serving.oidc.key_set import KeySet
+        from qwenstack.serving.oidc.tokens import TokenVerifier
+    except ModuleNotFoundError:
+        raise MissingExtraError("`oidc.issuer` needs PyJWT: install `qwenstack[oidc]`.") from None
+    return TokenVerifier(config, KeySet(config))
 
 
 async def _leave_to_the_gate(request: Request, error: Exception) -> Response:  # noqa: ARG001
@@ -153,14 +227,15 @@ async def _leave_to_the_gate(request: Request, error: Exception) -> Response:  #
     raise error
 
 
-def _openapi_routes(app: FastAPI) -> APIRouter:
-    router = key_router()
+def openapi_routes(build: Callable[[], object], route_class: type[KeyRoute] = KeyRoute) -> APIRouter:
+    """Make the endpoint that shows an application's document, which is built when it is first asked for."""
+    router = key_router(route_class)
     document: bytes | None = None
 
     @router.get("/openapi.json", include_in_schema=False)
     async def read_openapi() -> Response:
         nonlocal document
-        document = document or msgspec.json.encode(build_openapi(app))
+        document = document or msgspec.json.encode(build())
         return Response(document, media_type="application/json")
 
     return router

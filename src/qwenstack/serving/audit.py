@@ -53,9 +53,7 @@ class RequestAudit:
             return
         details = {"tenant": identity.tenant, "request_id": request_id, "ms": round(duration_s * 1000, 1)}
         self._waiting.put(
-            AuditRecord(
-                actor=identity.key_id or "-", action="request", subject=subject, outcome=str(status), details=details
-            )
+            AuditRecord(actor=identity.actor, action="request", subject=subject, outcome=str(status), details=details)
         )
 
     def close(self) -> None:

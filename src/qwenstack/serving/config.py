@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from qwenstack.core.errors import ConfigError, RequestError
 from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.serving.address import is_loopback_host, parse_address
+from qwenstack.serving.oidc_config import OidcConfig
 
 MIN_API_KEY_CHARS = 8
+MIN_KEY_SIGNS = 4
+"""Different ones; of keys of 32 random hexadecimal digits, 3 in 10^21 have fewer."""
+_EXAMPLE_KEYS = frozenset(
+    {
+        *("changeme", "changemenow", "changethis", "pleasechangeme", "replaceme", "replacethis", "default", "example"),
+        *(
+            "devsecretchangeme",
+            "devsecret",
+            "supersecret",
+            "mysecret",
+            "mysecretkey",
+            "secretkey",
+            "secret",
+            "topsecret",
+        ),
+        *("password", "password1", "password123", "passw0rd", "letmein", "letmeinnow", "welcome1", "qwerty123"),
+        *("qwertyuiop", "admin123", "administrator", "adminadmin", "adminpassword", "rootroot", "testtest", "test1234"),
+        *("apikey", "myapikey", "yourapikey", "yourapikeyhere", "insertapikeyhere", "yoursecretkey", "tokenabc123"),
+        *("1234567890", "0123456789", "12345678910", "123456789a", "11223344", "deadbeef", "qwenstack", "qwenstackkey"),
+        *(
+            "skyourapikey",
+            "skyourkey",
+            "sktest",
+            "sk1234567890",
+            "sk12345678",
+            "skxxxxxxxx",
+            "skchangeme",
+            "none",
+            "any",
+        ),
+    }
+)
+"""Without signs between the words: keys of examples and of other products' defaults (Flowise, PraisonAI, Dify)."""
 
 # What a model's own generation settings may say; the rest of `SamplingParams` belongs to the request.
 _DEFAULT_SAMPLING_NAMES = frozenset(
@@ -51,6 +87,12 @@ class ServeConfig:
     """The private key of `tls_cert`, in PEM."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Clients send one, or a stored one, as `Authorization: Bearer KEY`. Where there is neither, any is accepted."""
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Keys of the administration, which open nothing else. They are made, not chosen."""
+    oidc: OidcConfig | None = None
+    """Whose signed tokens open the server beside keys; None: nobody's."""
+    adapters_folder: Path | None = None
+    """Administrators may load LoRA adapters from below it; None: from nowhere."""
     served_model_name: str | None = None
     """The model's name in the API, where it is not to be the engine's."""
     allowed_hosts: tuple[str, ...] = ()
@@ -93,12 +135,9 @@ class ServeConfig:
                 raise ConfigError(f"`{name}` is {port!r}; it must be between 0 and 65535.")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("`tls_cert` and `tls_key` need each other: give both files, or none.")
-        for key in self.api_keys:
-            if len(key) < MIN_API_KEY_CHARS or not key.isascii() or not key.isprintable() or " " in key:
-                raise ConfigError(
-                    f"An API key has {len(key)} characters or signs that a header cannot carry; "
-                    f"give at least {MIN_API_KEY_CHARS} printable ASCII characters without spaces."
-                )
+        if self.adapters_folder is not None and not self.adapters_folder.is_dir():
+            raise ConfigError(f"`adapters.folder` is {str(self.adapters_folder)!r}, which is no folder.")
+        _check_keys(self.api_keys)
         self._check_names()
         for name in _POSITIVE_NAMES:
             if getattr(self, name) <= 0:
@@ -139,17 +178,23 @@ class ServeConfig:
         return is_loopback_host(self.host)
 
 
-def is_loopback_host(host: str) -> bool:
-    """Tell whether a host name or address means this machine alone."""
-    if host.lower() == "localhost":
-        return True
-    address = parse_address(host)
-    return address is not None and address.is_loopback
+def _check_keys(keys: Sequence[str]) -> None:
+    for key in keys:
+        if len(key) < MIN_API_KEY_CHARS or not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(
+                f"An API key has {len(key)} characters or signs that a header cannot carry; "
+                f"give at least {MIN_API_KEY_CHARS} printable ASCII characters without spaces."
+            )
+        if is_guessable(key):
+            raise ConfigError(
+                "An API key is one of those that everybody tries first. Make one that nobody knows, such as "
+                "`qwenstack keys create NAME` or `openssl rand -hex 32` does."
+            )
 
 
-def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Read an IP address, with or without IPv6's brackets; None where it is a name."""
-    try:
-        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return None
+def is_guessable(key: str) -> bool:
+    """Tell whether a key is a word from an example, a row of neighbouring signs, or little but repetition."""
+    plain = re.sub(r"[^a-z0-9]", "", key.lower())
+    steps = {ord(after) - ord(before) for before, after in pairwise(plain)}
+    is_row = len(plain) >= MIN_API_KEY_CHARS and len(steps) == 1
+    return plain in _EXAMPLE_KEYS or len(set(key)) < MIN_KEY_SIGNS or is_row

@@ -16,12 +16,20 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwenstack.logs import RequestContext, request_context
-from qwenstack.serving.access import BodyForm, body_form_of, declared_access, error_writer_of, match_route
+from qwenstack.serving.access import (
+    BODY_METHODS,
+    BodyForm,
+    body_form_of,
+    declared_access,
+    error_writer_of,
+    match_route,
+)
+from qwenstack.serving.address import is_loopback_host, parse_address
 from qwenstack.serving.audit import RequestAudit
-from qwenstack.serving.config import ServeConfig, is_loopback_host, parse_address
+from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
-from qwenstack.serving.identity import Access, Identity, KeyRing, refuse_caller
+from qwenstack.serving.identity import Access, Callers, Identity, refuse_caller
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.request_log import Outcome, client_label, known_method, log_request
 from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, WriteError, answer_error
@@ -149,7 +157,7 @@ class GateRules:
                 415, "Compressed request bodies are not read; send plain JSON.", code="unsupported_encoding"
             )
         kind = head.headers.get("content-type", "")
-        if head.method == "POST" and not _suits(kind, form):
+        if head.method in BODY_METHODS and not _suits(kind, form):
             text = f"Content type {kind[:100]!r} is not read here; send {_WANTED[form]}."
             return HttpError(415, text, code="unsupported_media_type")
         length = head.headers.get("content-length", "0")
@@ -215,19 +223,21 @@ class Gate:
         *,
         config: ServeConfig,
         routes: Sequence[BaseRoute],
-        keys: KeyRing,
+        callers: Callers,
         metrics: Metrics,
         audit: RequestAudit,
+        unmatched: Access = Access.INFERENCE,
     ) -> None:
-        """Guard `app`, whose `routes` declare who may call them."""
+        """Guard `app`, whose `routes` declare who may call them; what matches none of them takes `unmatched`."""
         self._app = app
         self._rules = GateRules(config)
-        self._keys = keys
+        self._callers = callers
         self._audit = audit
         self._max_body_bytes = config.max_body_bytes
         self._body_timeout_s = config.body_timeout_s
         self._logs_requests = config.log_requests
         self._routes = routes
+        self._unmatched = unmatched
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -246,8 +256,8 @@ class Gate:
         head = RequestHead.from_scope(scope)
         route = match_route(self._routes, scope)
         # What matches no route is nobody's: it needs a key, so that strangers learn nothing about what exists.
-        access = (declared_access(route) if route else None) or Access.INFERENCE
-        identity = self._keys.identify(head.api_key, now_ms=time.time() * 1000)
+        access = (declared_access(route) if route else None) or self._unmatched
+        identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000)
         signed = _SignedSend(send, request_id=request_id, foreign_origin=self._foreign_origin(head))
         started_at = time.perf_counter()
         context = RequestContext(

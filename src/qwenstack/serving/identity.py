@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from qwenstack.core.errors import ConfigError
+from qwenstack.core.scope import Scope
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import HttpError
 from qwenstack.storage import KeySnapshot
@@ -20,6 +22,7 @@ class Access(Enum):
     PUBLIC = "public"
     INFERENCE = "inference"
     METRICS = "metrics"
+    ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,9 @@ class Identity:
     tenant: str = ""
     """Whose requests these are, to the engine and to everything that is kept; empty: of nobody in particular."""
     key_id: str = ""
-    """The stored key that was shown; empty: none was."""
+    """The stored key that was shown, or `LOCAL_ADMIN`; empty: none of these."""
+    subject: str = ""
+    """Who it is to the identity provider whose token was shown; empty: none was."""
     accesses: frozenset[Access]
     models: frozenset[str] | None = None
     """Models that may be used; None: all."""
@@ -38,19 +43,48 @@ class Identity:
         """Whether a route that takes this is open."""
         return access is Access.PUBLIC or access in self.accesses
 
+    @property
+    def actor(self) -> str:
+        """Who the audit log says it was; `-` for somebody without a name."""
+        return self.key_id or (f"oidc:{self.subject}" if self.subject else "-")
 
-_EVERYTHING = frozenset({Access.INFERENCE, Access.METRICS})
+    @property
+    def is_known(self) -> bool:
+        """Whether somebody showed anything that says who it is."""
+        return bool(self.key_id or self.tenant)
+
+
+LOCAL_ADMIN = "local-admin"
+"""In the place of a key's id: whoever may read the administration key's file on the server's own disk."""
+_ALL_BUT_ADMIN = frozenset({Access.INFERENCE, Access.METRICS})
+"""What everybody may where no key was ever made, and whoever has a configured key. Administration is never among it."""
 STRANGER = Identity(accesses=frozenset())
 """Somebody who showed no key of ours."""
 
 
-class KeyRing:
-    """The keys that open the server: those of the configuration and those of the database."""
+def accesses_of(scopes: Iterable[Scope]) -> frozenset[Access]:
+    """Return what scopes open; nothing that needs none is among it."""
+    return frozenset(Access(scope) for scope in scopes)
 
-    def __init__(self, keys: Iterable[str] = (), stored: KeySnapshot | None = None) -> None:
-        """Keep of configured keys their digests alone."""
-        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
-        self._is_closed = bool(self._digests)
+
+class KeyRing:
+    """The keys that open the server: those of the configuration, those of the database, and the local administrator's.
+
+    The last opens the administration and nothing else, and does not close the server to others.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[str] = (),
+        stored: KeySnapshot | None = None,
+        *,
+        admin_keys: Iterable[str] = (),
+        is_closed: bool = False,
+    ) -> None:
+        """Keep of keys that are given as texts their digests alone; `is_closed` without any key, too."""
+        self._digests = tuple(map(_digest, keys))
+        self._admin_digests = tuple(map(_digest, admin_keys))
+        self._is_closed = is_closed or bool(self._digests)
         self.take(stored or KeySnapshot({}, revision=0))
 
     @property
@@ -76,17 +110,17 @@ class KeyRing:
 
         Neither the time of a stored key's check nor that of a configured one tells how much of it was right.
         """
+        digest = _digest(presented or "")
+        if _is_among(digest, self._admin_digests) and presented is not None:
+            return Identity(key_id=LOCAL_ADMIN, accesses=frozenset({Access.ADMIN}))
         if self.is_open:
-            return Identity(accesses=_EVERYTHING)
+            return Identity(accesses=_ALL_BUT_ADMIN)
         key = self._stored.find(presented or "", now_ms=now_ms)
-        # A missing key is compared as well, and no match ends the loop.
-        digest = hashlib.sha256((presented or "").encode("utf-8", "surrogatepass")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        is_configured = _is_among(digest, self._digests)  # looked at in any case
         if key is not None:
-            accesses = frozenset(access for access in _EVERYTHING if access.value in key.scopes)
-            return Identity(tenant=key.tenant, key_id=key.id, accesses=accesses, models=key.models)
-        if any(matches) and presented is not None:
-            return Identity(tenant=digest[:8].hex(), accesses=_EVERYTHING)  # a name that tells nothing of the key
+            return Identity(tenant=key.tenant, key_id=key.id, accesses=accesses_of(key.scopes), models=key.models)
+        if is_configured and presented is not None:
+            return Identity(tenant=digest[:8].hex(), accesses=_ALL_BUT_ADMIN)  # a name that tells nothing of the key
         return STRANGER
 
 
@@ -94,7 +128,7 @@ def refuse_caller(identity: Identity, access: Access) -> HttpError | None:
     """Return what to answer somebody who may not call what takes this; None where they may."""
     if identity.may(access):
         return None
-    if identity == STRANGER:
+    if not identity.is_known:
         return HttpError(
             401,
             "This server needs an API key: send it as `Authorization: Bearer KEY` (or as `X-Api-Key`).",
@@ -104,6 +138,48 @@ def refuse_caller(identity: Identity, access: Access) -> HttpError | None:
     return HttpError(
         403, f"This API key is not for this: it lacks the scope `{access.value}`.", code="insufficient_scope"
     )
+
+
+class TokenReader(Protocol):
+    """Says who shows a token of an identity provider."""
+
+    async def identify(self, token: str) -> Identity:
+        """Return who it is; a stranger where the token is not good."""
+        ...
+
+    async def close(self) -> None:
+        """Close what is open to the provider."""
+        ...
+
+
+class Callers:
+    """Who is calling: by a key, or else by a token."""
+
+    def __init__(self, keys: KeyRing, tokens: TokenReader | None = None) -> None:
+        """Ask the ring first; None: tokens open nothing."""
+        self._keys = keys
+        self._tokens = tokens
+
+    async def identify(self, presented: str | None, *, now_ms: float) -> Identity:
+        """Return who shows this key or token."""
+        identity = self._keys.identify(presented, now_ms=now_ms)
+        if self._tokens is None or presented is None or identity != STRANGER:
+            return identity
+        return await self._tokens.identify(presented)
+
+    async def close(self) -> None:
+        """Close what is open to an identity provider."""
+        if self._tokens is not None:
+            await self._tokens.close()
+
+
+def _digest(presented: str) -> bytes:
+    return hashlib.sha256(presented.encode("utf-8", "surrogatepass")).digest()
+
+
+def _is_among(digest: bytes, known: Sequence[bytes]) -> bool:
+    matches = [hmac.compare_digest(digest, other) for other in known]  # all of them: no match ends the loop
+    return any(matches)
 
 
 def check_binding(config: ServeConfig, keys: KeyRing) -> None:

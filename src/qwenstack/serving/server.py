@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,27 @@ def run_server(app: FastAPI, config: ServeConfig, *, on_ready: OnReady | None = 
             runner.run(serve_app(app, config, listener=listener, on_ready=on_ready))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """An application and where it is to be reached."""
+
+    app: FastAPI
+    """What `create_app` or `create_admin_app` made; `app.state.lifetime.stop()` ends the server."""
+    config: ServeConfig
+    """The same configuration."""
+    listener: socket.socket
+    """What `open_socket` opened."""
+    on_ready: OnReady | None = None
+    """Called once with the addresses when requests are taken."""
+
+
 async def serve_app(
-    app: FastAPI, config: ServeConfig, *, listener: socket.socket, on_ready: OnReady | None = None
+    app: FastAPI,
+    config: ServeConfig,
+    *,
+    listener: socket.socket,
+    on_ready: OnReady | None = None,
+    administration: Door | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then end open answers and return; a second signal returns at once.
 
@@ -55,20 +75,36 @@ async def serve_app(
         config: the same configuration.
         listener: what `open_socket` opened.
         on_ready: called once with the addresses when requests are taken.
+        administration: a second application over the same parts, which starts and stops with the first.
 
     Raises:
         ConfigError: the gRPC port cannot be had.
     """
     lifetime: Lifetime = app.state.lifetime
     grpc: GrpcServer | None = app.state.grpc
-    server = _Server(_uvicorn_config(app, config), lifetime=lifetime, grpc=grpc, on_ready=on_ready)
+    server = _Server(Door(app=app, config=config, listener=listener, on_ready=on_ready), grpc=grpc)
+    beside: asyncio.Task[None] | None = None
     try:
         if grpc is not None:
             await grpc.start()
+        if administration is not None:
+            second = _SecondServer(administration)
+            beside = asyncio.create_task(second.serve(sockets=[administration.listener]))
         await server.serve(sockets=[listener])
     finally:
+        lifetime.stop()  # also where the first server never came to serve
+        if beside is not None:
+            await _end(beside, at_once=server.force_exit)
         if grpc is not None:
             await grpc.stop(grace_s=0)
+
+
+async def _end(task: asyncio.Task[None], *, at_once: bool) -> None:
+    """Wait until a server has ended."""
+    if at_once:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def open_socket(config: ServeConfig) -> socket.socket:
@@ -153,13 +189,11 @@ def _uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells open answers that it stops, and does not raise the signal again afterwards."""
 
-    def __init__(
-        self, config: uvicorn.Config, *, lifetime: Lifetime, grpc: GrpcServer | None, on_ready: OnReady | None
-    ) -> None:
-        super().__init__(config)
-        self._lifetime = lifetime
+    def __init__(self, door: Door, *, grpc: GrpcServer | None = None) -> None:
+        super().__init__(_uvicorn_config(door.app, door.config))
+        self._lifetime: Lifetime = door.app.state.lifetime
         self._grpc = grpc
-        self._on_ready = on_ready
+        self._on_ready = door.on_ready
         self._forced = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -205,6 +239,14 @@ class _Server(uvicorn.Server):
             self.force_exit = True
             self._loop.call_soon_threadsafe(self._forced.set)
         self.should_exit = True
+
+
+class _SecondServer(_Server):
+    """One beside another, which takes the signals and ends the life of both."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
 
 
 def _url_of(listener: socket.socket, *, scheme: str) -> str:

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.errors import ConfigError, EngineError, RequestError
 from qwenstack.core.infill import Gap
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput
@@ -106,12 +106,19 @@ class GenerationService:
     """The model as the wires see it."""
 
     def __init__(self, llm: AsyncLLM, config: ServeConfig, metrics: Metrics) -> None:
-        """Serve `llm` under the name and with the defaults of `config`."""
+        """Serve `llm` under the name and with the defaults of `config`.
+
+        Raises:
+            ConfigError: an adapter has the model's own name.
+        """
         self._llm = llm
         self._metrics = metrics
         self._default_params = config.default_params
         self.card: ModelCard = replace(llm.card, id=config.served_model_name or llm.card.id)
         """What clients are told."""
+        taken = {self.card.id, DEFAULT_MODEL_NAME}.intersection(llm.adapter_names)
+        if taken:
+            raise ConfigError(f"An adapter is called {taken.pop()!r}, as the model itself is. Give it another name.")
 
     @property
     def adapter_names(self) -> Sequence[str]:
@@ -120,7 +127,7 @@ class GenerationService:
 
     def is_served(self, model: str) -> bool:
         """Whether requests may name this."""
-        return model in {self.card.id, DEFAULT_MODEL_NAME, *self.adapter_names}
+        return model in {self.card.id, DEFAULT_MODEL_NAME} or self._adapter_name(model) is not None
 
     def may_use(self, model: str, caller: Identity) -> bool:
         """Whether somebody may use a model of this id."""
@@ -129,13 +136,15 @@ class GenerationService:
     def adapter_of(self, model: str, caller: Identity) -> str | None:
         """Return the adapter that a model's name stands for; None for the model as it is.
 
+        An adapter is named alone or behind its model: `ADAPTER` or `MODEL:ADAPTER`.
+
         Every wire asks here, so this is also where a key that is for some models only is held to them.
 
         Raises:
             UnknownModelError: it is neither.
             ForbiddenModelError: the caller may not use it.
         """
-        adapter = model if model in self.adapter_names else None
+        adapter = self._adapter_name(model)
         if adapter is None and model not in {self.card.id, DEFAULT_MODEL_NAME}:
             known = ", ".join(repr(name) for name in self.names_for(caller)) or "none for this API key"
             text = f"The model {model[:200]!r} is not served here. This server has {known}."
@@ -321,6 +330,10 @@ class GenerationService:
                 return await self._llm.stats()
         except (EngineError, TimeoutError):
             return None
+
+    def _adapter_name(self, model: str) -> str | None:
+        name = model if model in self.adapter_names else model.removeprefix(f"{self.card.id}:")
+        return name if name in self.adapter_names else None
 
     async def _generate_one(self, job: GenerationJob, prompt_index: int) -> AsyncGenerator[Piece]:
         request_id = job.request_id if len(job.prompts) == 1 else f"{job.request_id}-{prompt_index}"

@@ -5,7 +5,7 @@ are what it holds, `ServerLease` says which servers use it, `back_up` and `resto
 has returned from is on the disk. The package knows nothing of HTTP or of models.
 """
 
-from qwenstack.storage.api_keys import ApiKey, ApiKeys, KeySnapshot, NewKey
+from qwenstack.storage.api_keys import ApiKey, ApiKeys, KeySnapshot, NewKey, is_tenant_name
 from qwenstack.storage.audit import AuditEntry, AuditLog, AuditRecord, Verification
 from qwenstack.storage.backup import back_up, restore
 from qwenstack.storage.database import Database, open_database
@@ -26,6 +26,7 @@ __all__ = [
     "StoredResponses",
     "Verification",
     "back_up",
+    "is_tenant_name",
     "open_database",
     "restore",
 ]

@@ -155,6 +155,29 @@ class ApiKeys:
         query = select(api_keys).order_by(api_keys.c.created_at_ms.desc(), api_keys.c.id)
         return self._database.read(lambda connection: [_key_of(row) for row in connection.execute(query)])
 
+    def page(self, limit: int, *, after: str | None = None) -> list[ApiKey]:
+        """Return some of them in the same order, from the one after a key of this id on.
+
+        Raises:
+            RequestError: there is no such key.
+            StorageError: the database cannot be read.
+        """
+        query = select(api_keys).order_by(api_keys.c.created_at_ms.desc(), api_keys.c.id).limit(limit)
+        if after is not None:
+            last = self.get(after)
+            if last is None:
+                raise RequestError(f"There is no key {after[:40]!r} to go on after.", param="after")
+            is_older = api_keys.c.created_at_ms < last.created_at_ms
+            is_beside = (api_keys.c.created_at_ms == last.created_at_ms) & (api_keys.c.id > last.id)
+            query = query.where(is_older | is_beside)
+        return self._database.read(lambda connection: [_key_of(row) for row in connection.execute(query)])
+
+    def get(self, key_id: str) -> ApiKey | None:
+        """Return the key of an id; None where there never was one."""
+        query = select(api_keys).where(api_keys.c.id == key_id)
+        row = self._database.read(lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else _key_of(row)
+
     def revision(self) -> int:
         """Return how often the keys have changed: cheap to ask, and a reason to take a new snapshot."""
         return self._database.read(lambda connection: connection.execute(select(state.c.keys_revision)).scalar_one())
@@ -174,12 +197,17 @@ class ApiKeys:
         connection.execute(update(state).values(keys_revision=state.c.keys_revision + 1))
 
 
+def is_tenant_name(text: str) -> bool:
+    """Tell whether a tenant may be called so."""
+    return _TENANT.fullmatch(text) is not None
+
+
 def _check(*, name: str, tenant: str, scopes: Sequence[str], models: Sequence[str], lifetime_s: float | None) -> None:
     if not 0 < len(name) <= _MAX_NAME_CHARS or not name.isprintable():
         raise RequestError(
             f"A key's name has 1 to {_MAX_NAME_CHARS} printable characters, not {name[:40]!r}.", param="name"
         )
-    if not _TENANT.fullmatch(tenant):
+    if not is_tenant_name(tenant):
         raise RequestError(
             f"A tenant's name has 1 to 64 letters, digits and _ . @ -, not {tenant[:40]!r}.", param="tenant"
         )

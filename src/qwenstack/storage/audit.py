@@ -97,6 +97,11 @@ class AuditLog:
             query = query.where(audit.c.seq < before)
         return self._database.read(lambda connection: [_entry_of(row) for row in connection.execute(query)])
 
+    def after(self, seq: int, limit: int = 100) -> list[AuditEntry]:
+        """Return the entries that follow a number, the oldest first."""
+        query = select(audit).where(audit.c.seq > seq).order_by(audit.c.seq).limit(limit)
+        return self._database.read(lambda connection: [_entry_of(row) for row in connection.execute(query)])
+
     def verify(self, expected: bytes | None = None) -> Verification:
         """Compute the whole chain again, and look in it for a hash that was the last one once."""
         return self._database.read(lambda connection: _verify(connection, expected))

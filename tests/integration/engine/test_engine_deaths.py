@@ -175,7 +175,7 @@ def test_adapters_are_loaded_listed_and_there_again_after_a_death(with_client: C
         assert refused.value.code == "adapter_not_found"
         assert [adapter.name for adapter in await client.unload_adapter("poems")] == ["law"]
         await dies(client, [POISON], "poison")
-        (adapter,) = await client.adapters()
+        (adapter,) = await client.list_adapters()
         assert (adapter.name, adapter.digest) == ("law", "/adapters/law")
 
     with_client(body)

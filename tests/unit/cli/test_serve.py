@@ -48,3 +48,13 @@ def test_without_a_database_nothing_is_written_and_only_configured_keys_count(
     assert main(["keys", "create", "a", *nothing]) == 2
     assert "no database" in capsys.readouterr().err
     assert list(home.iterdir()) == []
+
+
+def test_an_issuer_without_an_audience_is_refused_and_a_project_may_name_neither(
+    home: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["serve", "--set", "oidc.issuer=https://id.example"]) == 2
+    assert "oidc.audience" in capsys.readouterr().err
+    Path("qwenstack.toml").write_text('[oidc]\nissuer = "https://evil.example"\naudience = "x"\n')
+    assert main(["serve"]) == 2
+    assert "oidc.issuer" in capsys.readouterr().err

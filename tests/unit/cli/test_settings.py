@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_engine_takes_every_value_that_the_settings_allow():
                 # a step must have room for a token of every answer
                 room = {"max_num_seqs": {"max_num_batched_tokens": 4096}, "max_num_batched_tokens": {"max_num_seqs": 1}}
                 EngineConfig(model_path=Path("m"), model_name="m", **{name: number}, **room.get(name, {}))
-            else:
+            elif name in {field.name for field in fields(ServeConfig)}:
                 ServeConfig(**{name: number})
 
 
@@ -67,8 +68,18 @@ def test_variables_of_scripts_and_tests_are_no_settings(name: str, monkeypatch: 
     load_settings()
 
 
-@pytest.mark.parametrize("line", ['hub.hf_endpoint = "https://evil.example"', 'server.api_keys = ["known-to-all"]'])
-def test_a_folder_cannot_send_the_users_token_elsewhere_or_set_known_keys(line: str):
+@pytest.mark.parametrize(
+    "line",
+    [
+        'hub.hf_endpoint = "https://evil.example"',
+        'server.api_keys = ["known-to-all"]',
+        'oidc.issuer = "https://evil.example"',
+        'adapters.folder = "/"',
+        'engine.journal_path = "/home/me/.bashrc"',
+        'engine.draft_model_path = "./model"',
+    ],
+)
+def test_sec_25_a_folder_cannot_decide_where_things_go_or_who_may_come_in(line: str):
     Path("qwenstack.toml").write_text(line)
     with pytest.raises(ConfigError, match="a project's file may not decide"):
         load_settings()

@@ -7,6 +7,7 @@ import codecs
 import random
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from support.byte_tokenizer import ByteTokenizer
@@ -15,7 +16,7 @@ from qwenstack.core.errors import CapacityError, EngineError, RequestError
 from qwenstack.core.infill import Gap, InfillPrompt
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta, TokenLogprob
-from qwenstack.core.protocols import EngineStats, ModelCard
+from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.answer import AnswerStream
@@ -49,6 +50,10 @@ class ToyLLM:
     request_ids: list[str] = field(default_factory=list)
     options: list[RequestOptions] = field(default_factory=list)
     adapters: tuple[str, ...] = ()
+    adapter_error: Exception | None = None
+    """Raised instead of loading an adapter."""
+    adapter_paths: list[Path] = field(default_factory=list)
+    """Those that were loaded."""
     fills_gaps: bool = True
 
     async def encode(self, text: str) -> list[int]:
@@ -81,6 +86,22 @@ class ToyLLM:
     @property
     def adapter_names(self) -> Sequence[str]:
         return self.adapters
+
+    async def list_adapters(self) -> Sequence[AdapterInfo]:
+        return [
+            AdapterInfo(name=name, rank=2, num_bytes=10, num_sequences=0, digest="0" * 64) for name in self.adapters
+        ]
+
+    async def load_adapter(self, name: str, path: Path) -> Sequence[AdapterInfo]:
+        if self.adapter_error is not None:
+            raise self.adapter_error
+        self.adapters = (*dict.fromkeys((*self.adapters, name)),)
+        self.adapter_paths.append(path)
+        return await self.list_adapters()
+
+    async def unload_adapter(self, name: str) -> Sequence[AdapterInfo]:
+        self.adapters = tuple(other for other in self.adapters if other != name)
+        return await self.list_adapters()
 
     def token_bytes(self, token_id: int) -> bytes:
         return b"" if token_id == END else bytes([token_id])

@@ -25,7 +25,7 @@ from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.grpc.method import Call, Method
 from qwenstack.serving.grpc.status import answer_status
-from qwenstack.serving.identity import Access, Identity, KeyRing, refuse_caller
+from qwenstack.serving.identity import Access, Callers, Identity, refuse_caller
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.request_log import Outcome, client_label, log_request
 
@@ -87,7 +87,7 @@ class Gate(grpc.GenericRpcHandler):
         self,
         methods: Mapping[str, Method],
         *,
-        keys: KeyRing,
+        callers: Callers,
         metrics: Metrics,
         audit: RequestAudit,
         lifetime: Lifetime,
@@ -95,7 +95,7 @@ class Gate(grpc.GenericRpcHandler):
     ) -> None:
         """Guard methods by their paths."""
         self._methods = methods
-        self._keys = keys
+        self._callers = callers
         self._metrics = metrics
         self._audit = audit
         self._lifetime = lifetime
@@ -116,7 +116,7 @@ class Gate(grpc.GenericRpcHandler):
         method = self._methods.get(head.path)
         # What is no method is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = method.access if method is not None else Access.INFERENCE
-        identity = self._keys.identify(head.api_key, now_ms=time.time() * 1000)
+        identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000)
         signature = ((REQUEST_ID_NAME, request_id),)
         code = grpc.StatusCode.CANCELLED  # unless it comes to another end
         started_at = time.perf_counter()

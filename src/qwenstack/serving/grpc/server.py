@@ -20,7 +20,7 @@ from qwenstack.serving.grpc.method import Service, read_methods
 from qwenstack.serving.grpc.models import ModelRpc
 from qwenstack.serving.grpc.reflection import ReflectionRpc
 from qwenstack.serving.grpc.tokens import TokenRpc
-from qwenstack.serving.identity import KeyRing
+from qwenstack.serving.identity import Callers
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.readiness import why_not_ready
 from qwenstack.serving.service import GenerationService
@@ -37,7 +37,7 @@ def create_grpc_server(
     embeddings: EmbeddingService,
     config: ServeConfig,
     *,
-    keys: KeyRing,
+    callers: Callers,
     metrics: Metrics,
     audit: RequestAudit,
     lifetime: Lifetime,
@@ -61,7 +61,7 @@ def create_grpc_server(
     methods = read_methods([*named, ReflectionRpc(_names(named))])
     gate = Gate(
         methods,
-        keys=keys,
+        callers=callers,
         metrics=metrics,
         audit=audit,
         lifetime=lifetime,

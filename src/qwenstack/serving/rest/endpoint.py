@@ -90,6 +90,7 @@ def error_responses(*statuses: int, body: type = ErrorBody) -> Responses:
         401: "No API key, or a wrong one.",
         403: "The host or the page's origin is not allowed.",
         404: "There is no such model.",
+        409: "It does not fit what is there.",
         413: "The body is too long.",
         415: "The body is not plain JSON.",
         500: "The model failed; the message has the request id.",

@@ -97,7 +97,7 @@ def _answer_request_error(error: RequestError) -> ErrorAnswer:
     match error:
         case HttpError():
             return _answer(error.status, error, headers=error.headers)
-        case UnknownModelError():
+        case UnknownModelError() | RequestError(code="model_not_found"):  # or an adapter that was unloaded just now
             return _answer(404, error)
         case ForbiddenModelError():
             return _answer(403, error)

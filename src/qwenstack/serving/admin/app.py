@@ -1,0 +1,78 @@
+"""The administration as an application: the public one's parts behind the same gate, with other routes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastapi import FastAPI
+
+from qwenstack.core.errors import ConfigError
+from qwenstack.serving.access import AdminRoute
+from qwenstack.serving.address import is_loopback_host
+from qwenstack.serving.admin.adapter_shelf import AdapterShelf
+from qwenstack.serving.admin.adapters import adapter_routes
+from qwenstack.serving.admin.audit import audit_routes
+from qwenstack.serving.admin.keys import key_routes
+from qwenstack.serving.admin.models import model_routes
+from qwenstack.serving.app import ServerParts, bare_app, guard, openapi_routes
+from qwenstack.serving.config import ServeConfig
+from qwenstack.serving.identity import Access
+from qwenstack.storage import ApiKeys, AuditLog
+
+MAX_BODY_BYTES = 64 * 1024
+"""Far more than any act of an administrator takes."""
+
+_DESCRIPTION = """
+The administration of a qwenstack server. Every address here takes a key of the scope `admin`, or the one in the file
+that the server names when it starts.
+
+- Every change is in the audit log, with who made it.
+- Lists have `data` and `has_more`; `after` takes the id of the last element of the page before.
+- Errors have the body of the public API: `{"error": {"message", "type", "param", "code"}}`.
+"""
+
+
+def admin_config(config: ServeConfig, *, host: str, port: int) -> ServeConfig:
+    """Return how the administration is served beside a public server: no pages of other origins, and short bodies.
+
+    Where no other machine comes in, there is nothing to encrypt, and none of the public server's names.
+    """
+    is_alone = is_loopback_host(host)
+    return replace(
+        config,
+        host=host,
+        port=port,
+        grpc_port=None,
+        tls_cert=None if is_alone else config.tls_cert,
+        tls_key=None if is_alone else config.tls_key,
+        allowed_hosts=() if is_alone else config.allowed_hosts,
+        allowed_origins=(),
+        static_dir=None,
+        max_body_bytes=MAX_BODY_BYTES,
+    )
+
+
+def create_admin_app(public: FastAPI, config: ServeConfig) -> FastAPI:
+    """Build the administration of the server whose public application `create_app` made.
+
+    Args:
+        public: lends its model, keys, metrics and audit log.
+        config: what `admin_config` returned.
+
+    Raises:
+        ConfigError: the server has no database, so that acts could not be written down.
+    """
+    parts: ServerParts = public.state.parts
+    if parts.database is None:
+        raise ConfigError("The administration needs a database for its audit log; `storage.url` is `off`.")
+    app = bare_app(title="qwenstack administration", description=_DESCRIPTION)
+    log = AuditLog(parts.database)
+    routers = (
+        key_routes(ApiKeys(parts.database), parts.keys),
+        model_routes(parts.backend.service),
+        adapter_routes(AdapterShelf(parts.llm, parts.backend.service, log, folder=config.adapters_folder)),
+        audit_routes(log),
+        openapi_routes(app.openapi, AdminRoute),
+    )
+    guard(app, routers, config=config, parts=parts, unmatched=Access.ADMIN)
+    return app
