@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import App, Parameter
@@ -14,15 +16,34 @@ from qwenstack.cli.output import print_json, print_table
 from qwenstack.cli.settings import load_settings
 from qwenstack.cli.storage import COMMAND_LINE_ACTOR, open_storage
 from qwenstack.core.errors import ConfigError, RequestError
+from qwenstack.core.limits import Limits
 from qwenstack.core.scope import Scope
 
 if TYPE_CHECKING:
     from qwenstack.storage import ApiKey
 
-keys = App(name="keys", help="Make, list and revoke the API keys of the server.")
+keys = App(name="keys", help="Make, list, limit and revoke the API keys of the server.")
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LIFETIME = re.compile(r"(\d{1,9})([smhd])")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions:
+    """What a key may use; where nothing is said, what the settings under `limits` say."""
+
+    requests_per_minute: int | None = None
+    """Requests in a minute."""
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and answers in a minute."""
+    concurrent_requests: int | None = None
+    """Answers that are waited for at the same time, streams included."""
+    tokens_per_day: int | None = None
+    """Tokens of prompts and answers between midnights, UTC."""
+
+
+_NO_OPTIONS = LimitOptions()
 
 
 @keys.command
@@ -34,6 +55,7 @@ def create(
     scope: Annotated[tuple[Scope, ...], Parameter(negative="")] = ("inference",),
     model: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     expires_in: str | None = None,
+    limits: LimitOptions = _NO_OPTIONS,
     as_json: AsJson = False,
     assignments: Assignments = (),
 ) -> None:
@@ -66,6 +88,7 @@ def create(
                 scopes=scope,
                 models=model or None,
                 lifetime_s=lifetime_s,
+                limits=Limits(**asdict(limits)),
             )
         except RequestError as error:
             raise ConfigError(str(error)) from error
@@ -89,7 +112,7 @@ def list_keys(*, as_json: AsJson = False, assignments: Assignments = ()) -> None
     if not rows:
         sys.stderr.write("There are no keys. 'qwenstack keys create NAME' makes one.\n")
         return
-    columns = ("id", "name", "tenant", "scopes", "models", "created", "expires", "state")
+    columns = ("id", "name", "tenant", "scopes", "models", "limits", "created", "expires", "state")
     print_table(
         [column.upper() for column in columns],
         [[_cell(row[column]) for column in columns] for row in rows],
@@ -107,11 +130,66 @@ def revoke(key_id: str, /, *, assignments: Assignments = ()) -> None:
     """
     from qwenstack.storage import ApiKeys
 
-    found = re.fullmatch(r"(?:qs-)?([a-z2-7]{16})(?:\..*)?", key_id)
+    found = _id_of(key_id)
     with open_storage(load_settings(assignments).value.storage) as database:
-        if found is None or not ApiKeys(database).revoke(found[1], actor=COMMAND_LINE_ACTOR):
-            raise ConfigError(f"No open key has the id {key_id[:20]!r}; 'qwenstack keys list' shows them.")
-    sys.stdout.write(f"revoked {found[1]}\n")
+        if not ApiKeys(database).revoke(found, actor=COMMAND_LINE_ACTOR):
+            raise _no_open_key(key_id)
+    sys.stdout.write(f"revoked {found}\n")
+
+
+@keys.command
+def limit(key_id: str, /, *, limits: LimitOptions = _NO_OPTIONS, assignments: Assignments = ()) -> None:
+    """Say anew what a key may use; a limit that is not named goes back to the settings'.
+
+    Parameters
+    ----------
+    key_id
+        Its id, as 'qwenstack keys list' shows it, or the key itself.
+    """
+    from qwenstack.storage import ApiKeys
+
+    found, wanted = _id_of(key_id), Limits(**asdict(limits))
+    with open_storage(load_settings(assignments).value.storage) as database:
+        if not ApiKeys(database).limit(found, wanted, actor=COMMAND_LINE_ACTOR):
+            raise _no_open_key(key_id)
+    sys.stdout.write(f"limited {found}: {_limits_cell(wanted.given()) or 'as the settings say'}\n")
+
+
+@keys.command
+def usage(*, days: int = 7, as_json: AsJson = False, assignments: Assignments = ()) -> None:
+    """Show the tokens that each key used, the newest day first.
+
+    Parameters
+    ----------
+    days
+        How many days, today included; a day ends at midnight, UTC.
+    """
+    from qwenstack.storage import UsageRecords
+
+    if days < 1:
+        raise ConfigError(f"`--days` is {days}; it must be 1 or more.")
+    first = time.strftime("%Y-%m-%d", time.gmtime(time.time() - (min(days, 36_500) - 1) * 86_400))
+    with open_storage(load_settings(assignments).value.storage) as database:
+        rows = [{**key._asdict(), **asdict(used)} for key, used in UsageRecords(database).since(first)]
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        sys.stderr.write("Nothing was used.\n")
+        return
+    columns = ("day", "account", "tenant", "requests", "prompt_tokens", "completion_tokens")
+    print_table([column.upper() for column in columns], [[_cell(row[column]) for column in columns] for row in rows])
+
+
+def _id_of(text: str) -> str:
+    found = re.fullmatch(r"(?:qs-)?([a-z2-7]{16})(?:\..*)?", text)
+    if found is None:
+        raise _no_open_key(text)
+    return found[1]
+
+
+def _no_open_key(key_id: str) -> ConfigError:
+    return ConfigError(f"No open key has the id {key_id[:20]!r}; 'qwenstack keys list' shows them.")
 
 
 def _seconds_of(text: str) -> float:
@@ -130,6 +208,7 @@ def _row_of(key: ApiKey) -> dict[str, object]:
         "tenant": key.tenant,
         "scopes": sorted(key.scopes),
         "models": None if key.models is None else sorted(key.models),
+        "limits": key.limits.given(),
         "created": _time_of(key.created_at_ms),
         "expires": None if key.expires_at_ms is None else _time_of(key.expires_at_ms),
         "state": "revoked" if key.revoked_at_ms is not None else "expired" if is_expired else "open",
@@ -140,7 +219,13 @@ def _time_of(at_ms: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_ms / 1000))
 
 
+def _limits_cell(limits: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={value}" for name, value in limits.items())
+
+
 def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        return _limits_cell(cast("dict[str, object]", value)) or "-"
     if isinstance(value, list):
         return " ".join(str(one) for one in cast("list[object]", value))
     return "-" if value is None else str(value)

@@ -23,6 +23,7 @@ from qwenstack.core.config import (
     load_config,
     refuse_personal,
 )
+from qwenstack.core.limits import MAX_LIMIT
 from qwenstack.core.scope import DEFAULT_ROLES
 
 PROJECT_FILE = Path("qwenstack.toml")
@@ -112,6 +113,23 @@ class ServerSettings:
     """Port of the administration, which needs a key of its own; 0 takes a free one; off: there is none."""
 
 
+_Count = Annotated[int, Between(low=1, high=MAX_LIMIT)] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """What each API key may use that has no limits of its own."""
+
+    requests_per_minute: _Count = None
+    """Requests that need a key; none: any number."""
+    tokens_per_minute: _Count = None
+    """Tokens of prompts and answers; none: any number."""
+    concurrent_requests: _Count = None
+    """Answers that are waited for at the same time, streams included; none: any number."""
+    tokens_per_day: _Count = None
+    """Tokens of prompts and answers between midnights, UTC; none: any number."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """What `serve` writes to standard error."""
@@ -199,6 +217,7 @@ class Settings:
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
+    limits: LimitSettings = LimitSettings()
     hub: HubSettings = HubSettings()
     storage: StorageSettings = StorageSettings()
     log: LogSettings = LogSettings()

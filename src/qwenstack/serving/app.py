@@ -25,6 +25,7 @@ from qwenstack.serving.embedding_service import EmbeddingService
 from qwenstack.serving.gate import Gate
 from qwenstack.serving.identity import Access, Callers, KeyRing, check_binding
 from qwenstack.serving.key_watch import watching
+from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.oidc_config import OidcConfig
 from qwenstack.serving.openapi import API_DESCRIPTION, API_VERSION, build_openapi
@@ -44,7 +45,8 @@ from qwenstack.serving.rest.responses import response_routes
 from qwenstack.serving.rest.tokens import token_routes
 from qwenstack.serving.service import GenerationService
 from qwenstack.serving.site import read_site, site_routes
-from qwenstack.storage import ApiKeys, AuditLog, Database
+from qwenstack.serving.usage import MemoryRecords, UsageLedger, writing
+from qwenstack.storage import ApiKeys, AuditLog, Database, UsageRecords
 
 if TYPE_CHECKING:
     from qwenstack.serving.grpc import GrpcServer
@@ -59,6 +61,7 @@ class ServerParts:
     backend: Backend
     keys: KeyRing
     callers: Callers
+    limiter: Limiter
     metrics: Metrics
     audit: RequestAudit
     database: Database | None
@@ -72,8 +75,8 @@ def create_app(
     Args:
         llm: the model.
         config: where and how it is served.
-        database: holds API keys, the audit log and what tenants keep; None: only configured keys open the server, and
-            nothing is logged or kept.
+        database: holds API keys, the audit log, what tenants keep and what was used; None: only configured keys open
+            the server, and nothing is logged or kept.
         embedder: makes vectors of texts; None: requests for them are refused.
 
     Raises:
@@ -89,10 +92,12 @@ def create_app(
     audit = RequestAudit(
         AuditLog(database).append if database is not None else None, count_lost=metrics.count_lost_audit
     )
-    service = GenerationService(llm, config, metrics)
+    ledger = UsageLedger(UsageRecords(database) if database is not None else MemoryRecords())
+    limiter = Limiter(config.limits, ledger, count_refusal=metrics.count_limited)
+    service = GenerationService(llm, config, metrics, limiter)
     backend = Backend(
         service=service,
-        embeddings=EmbeddingService(embedder, metrics),
+        embeddings=EmbeddingService(embedder, metrics, limiter),
         lifetime=Lifetime(),
         ping_interval_s=config.ping_interval_s,
     )
@@ -102,11 +107,12 @@ def create_app(
         backend=backend,
         keys=keys,
         callers=Callers(keys, None if config.oidc is None else _token_verifier(config.oidc)),
+        limiter=limiter,
         metrics=metrics,
         audit=audit,
         database=database,
     )
-    app = bare_app(title="qwenstack", description=API_DESCRIPTION, lifespan=_lifespan(parts, stored, records))
+    app = bare_app(title="qwenstack", description=API_DESCRIPTION, lifespan=_lifespan(parts, stored, records, ledger))
     routers = (
         chat_routes(backend),
         completion_routes(backend),
@@ -171,6 +177,7 @@ def guard(
         config=config,
         routes=routes,
         callers=parts.callers,
+        limiter=parts.limiter,
         metrics=parts.metrics,
         audit=parts.audit,
         unmatched=unmatched,
@@ -178,12 +185,13 @@ def guard(
 
 
 def _lifespan(
-    parts: ServerParts, stored: ApiKeys | None, records: Records
+    parts: ServerParts, stored: ApiKeys | None, records: Records, ledger: UsageLedger
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def run_beside(_: FastAPI) -> AsyncGenerator[None]:
         try:
             async with AsyncExitStack() as stack:
+                await stack.enter_async_context(writing(ledger))
                 if stored is not None:
                     await stack.enter_async_context(watching(parts.keys, stored))
                 await stack.enter_async_context(records.running())
@@ -207,6 +215,7 @@ def _grpc_server(parts: ServerParts, config: ServeConfig) -> GrpcServer | None:
         backend.embeddings,
         config,
         callers=parts.callers,
+        limiter=parts.limiter,
         metrics=parts.metrics,
         audit=parts.audit,
         lifetime=backend.lifetime,

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from qwenstack.core.errors import ConfigError, RequestError
+from qwenstack.core.limits import NO_LIMITS, Limits
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.serving.address import is_loopback_host, parse_address
 from qwenstack.serving.oidc_config import OidcConfig
@@ -103,6 +104,8 @@ class ServeConfig:
     """The built web page; None or a missing folder leaves the API alone."""
     default_sampling: Mapping[str, float] = field(default_factory=dict[str, float])
     """What the model's makers recommend, by `SamplingParams` name; a request's own values come first."""
+    limits: Limits = NO_LIMITS
+    """What a caller may use whose key says nothing else."""
     max_body_bytes: int = 2 * 1024 * 1024
     """The longest request body."""
     body_timeout_s: float = 30.0

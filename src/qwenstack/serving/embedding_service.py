@@ -16,6 +16,7 @@ from qwenstack.core.errors import CapacityError, RequestError
 from qwenstack.core.protocols import Embedder, EmbedderCard
 from qwenstack.serving.errors import ForbiddenModelError, UnknownModelError
 from qwenstack.serving.identity import Identity
+from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import EmbeddingTimer, Metrics
 from qwenstack.serving.service import DEFAULT_MODEL_NAME
 
@@ -57,10 +58,11 @@ class Embeddings:
 class EmbeddingService:
     """The embedding model as the wires see it; without one it refuses every request with the reason."""
 
-    def __init__(self, embedder: Embedder | None, metrics: Metrics) -> None:
-        """Serve a model, or none."""
+    def __init__(self, embedder: Embedder | None, metrics: Metrics, limiter: Limiter) -> None:
+        """Serve a model, or none, as much as `limiter` lets through."""
         self._embedder = embedder
         self._metrics = metrics
+        self._limiter = limiter
         self._places = _Places()
 
     @property
@@ -103,6 +105,7 @@ class EmbeddingService:
         Raises:
             RequestError: as `check_model`; an input is too long, empty or no text; or the job asks for what the model
                 does not give.
+            RateLimitError: the caller has used what it may.
             CapacityError: too many others are waiting.
             EngineError: the model failed.
         """
@@ -114,7 +117,9 @@ class EmbeddingService:
         with self._places.take(caller.tenant), EmbeddingTimer(self._metrics, card.id) as timer:
             inputs = await self._embedder.prepare(job.inputs, input_type=job.input_type, truncate=job.truncate)
             num_tokens = _count(inputs, card)
-            vectors = await self._embedder.embed(inputs)
+            with self._limiter.reserve(caller, prompt_tokens=num_tokens, answer_tokens=0) as reservation:
+                vectors = await self._embedder.embed(inputs)
+                reservation.prompt_tokens = num_tokens
             timer.finish(num_tokens)
         dimensions = card.dimensions if job.dimensions is None else job.dimensions
         if dimensions < card.dimensions:

@@ -30,6 +30,7 @@ from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.identity import Access, Callers, Identity, refuse_caller
+from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.request_log import Outcome, client_label, known_method, log_request
 from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, WriteError, answer_error
@@ -224,6 +225,7 @@ class Gate:
         config: ServeConfig,
         routes: Sequence[BaseRoute],
         callers: Callers,
+        limiter: Limiter,
         metrics: Metrics,
         audit: RequestAudit,
         unmatched: Access = Access.INFERENCE,
@@ -232,6 +234,7 @@ class Gate:
         self._app = app
         self._rules = GateRules(config)
         self._callers = callers
+        self._limiter = limiter
         self._audit = audit
         self._max_body_bytes = config.max_body_bytes
         self._body_timeout_s = config.body_timeout_s
@@ -258,7 +261,9 @@ class Gate:
         # What matches no route is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = (declared_access(route) if route else None) or self._unmatched
         identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000)
-        signed = _SignedSend(send, request_id=request_id, foreign_origin=self._foreign_origin(head))
+        signed = _SignedSend(
+            send, request_id=request_id, foreign_origin=self._foreign_origin(head), limiter=self._limiter
+        )
         started_at = time.perf_counter()
         context = RequestContext(
             request_id=request_id,
@@ -275,6 +280,9 @@ class Gate:
                 if refusal is not None:
                     raise refusal
                 scope["state"]["identity"] = identity
+                if access is Access.INFERENCE:
+                    signed.limits_of = identity
+                    self._limiter.take_request(identity)
                 await self._app(scope, self._bounded(receive), signed)
             except Exception as error:  # noqa: BLE001 - nothing that a request causes may stay unanswered
                 answer = answer_error(error, request_id=request_id)
@@ -334,10 +342,13 @@ class Gate:
 class _SignedSend:
     """Send with the headers that every answer carries."""
 
-    def __init__(self, send: Send, *, request_id: str, foreign_origin: str | None) -> None:
+    def __init__(self, send: Send, *, request_id: str, foreign_origin: str | None, limiter: Limiter) -> None:
         self._send = send
         self._request_id = request_id
+        self._limiter = limiter
         self.foreign_origin = foreign_origin
+        self.limits_of: Identity | None = None
+        """Who is told what is left of its limits."""
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
@@ -347,6 +358,8 @@ class _SignedSend:
             present = {name.lower() for name, _ in headers}
             headers += [(name, value) for name, value in _DEFAULT_HEADERS if name not in present]
             headers.append((b"x-request-id", self._request_id.encode()))
+            if self.limits_of is not None:
+                headers += self._limiter.headers(self.limits_of)
             if self.foreign_origin is not None:
                 headers += [
                     (b"access-control-allow-origin", self.foreign_origin.encode("latin-1")),

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Protocol
 
 from qwenstack.core.errors import ConfigError
+from qwenstack.core.limits import NO_LIMITS, Limits
 from qwenstack.core.scope import Scope
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import HttpError
@@ -38,6 +39,8 @@ class Identity:
     accesses: frozenset[Access]
     models: frozenset[str] | None = None
     """Models that may be used; None: all."""
+    limits: Limits = NO_LIMITS
+    """What may be used; the server's own limits hold where there are none."""
 
     def may(self, access: Access) -> bool:
         """Whether a route that takes this is open."""
@@ -47,6 +50,11 @@ class Identity:
     def actor(self) -> str:
         """Who the audit log says it was; `-` for somebody without a name."""
         return self.key_id or (f"oidc:{self.subject}" if self.subject else "-")
+
+    @property
+    def account(self) -> str:
+        """Whose use is counted together: that of a key, of a token's subject, or of all who have no name."""
+        return self.actor if self.key_id or self.subject else f"tenant:{self.tenant}" if self.tenant else "anyone"
 
     @property
     def is_known(self) -> bool:
@@ -118,7 +126,13 @@ class KeyRing:
         key = self._stored.find(presented or "", now_ms=now_ms)
         is_configured = _is_among(digest, self._digests)  # looked at in any case
         if key is not None:
-            return Identity(tenant=key.tenant, key_id=key.id, accesses=accesses_of(key.scopes), models=key.models)
+            return Identity(
+                tenant=key.tenant,
+                key_id=key.id,
+                accesses=accesses_of(key.scopes),
+                models=key.models,
+                limits=key.limits,
+            )
         if is_configured and presented is not None:
             return Identity(tenant=digest[:8].hex(), accesses=_ALL_BUT_ADMIN)  # a name that tells nothing of the key
         return STRANGER

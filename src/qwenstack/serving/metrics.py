@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from qwenstack.core.errors import RequestError
 from qwenstack.core.outputs import FinishReason, OutputDelta
 from qwenstack.core.protocols import EngineStats
+from qwenstack.serving.errors import LimitKind
 from qwenstack.serving.request_log import Outcome
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -68,11 +69,21 @@ class Metrics:
             ["grpc_method"],
             registry=self._registry,
         )
+        self._limited = Counter(
+            "qwenstack:limited_requests",
+            "Requests refused since their caller had reached a limit.",
+            ["limit"],
+            registry=self._registry,
+        )
         self._audit_lost = Counter(
             "qwenstack:audit_records_lost",
             "Requests that could not be written to the audit log.",
             registry=self._registry,
         )
+
+    def count_limited(self, limit: LimitKind) -> None:
+        """Count a request that was refused, by the limit that its caller had reached."""
+        self._limited.labels(limit).inc()
 
     def count_lost_audit(self, count: int) -> None:
         """Count requests that were not written down."""

@@ -76,7 +76,7 @@ class Responses:
         messages = to_messages(body.instructions, [*earlier, *own])
         prompt = await service.read_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking())
         response_id = f"resp_{request_id}"
-        job = GenerationJob(request_id=response_id, prompts=[prompt], params=params, options=options)
+        job = GenerationJob(request_id=response_id, prompts=[prompt], params=params, options=options, caller=caller)
         return Draft(
             job=job,
             response=_new_response(body, job, model=service.model_name(job), store=stored),

@@ -22,6 +22,7 @@ from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import ForbiddenModelError, UnknownModelError
 from qwenstack.serving.identity import Identity
+from qwenstack.serving.limiter import ASSUMED_ANSWER_TOKENS, Limiter
 from qwenstack.serving.merge import merge_streams
 from qwenstack.serving.metrics import Metrics, RequestTimer
 
@@ -53,6 +54,8 @@ class GenerationJob:
     prompts: Sequence[Prompt]
     params: SamplingParams
     options: RequestOptions
+    caller: Identity
+    """Who is charged for it."""
 
     def __post_init__(self) -> None:
         """Bound what one request may ask for."""
@@ -69,6 +72,11 @@ class GenerationJob:
     def num_prompt_tokens(self) -> int:
         """Tokens of all prompts."""
         return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """Tokens that all answers together may have, or are assumed to where nothing limits them."""
+        return len(self.prompts) * self.params.n * (self.params.max_tokens or ASSUMED_ANSWER_TOKENS)
 
 
 class Piece(NamedTuple):
@@ -105,14 +113,15 @@ class UsageTally:
 class GenerationService:
     """The model as the wires see it."""
 
-    def __init__(self, llm: AsyncLLM, config: ServeConfig, metrics: Metrics) -> None:
-        """Serve `llm` under the name and with the defaults of `config`.
+    def __init__(self, llm: AsyncLLM, config: ServeConfig, metrics: Metrics, limiter: Limiter) -> None:
+        """Serve `llm` under the name and with the defaults of `config`, as much as `limiter` lets through.
 
         Raises:
             ConfigError: an adapter has the model's own name.
         """
         self._llm = llm
         self._metrics = metrics
+        self._limiter = limiter
         self._default_params = config.default_params
         self.card: ModelCard = replace(llm.card, id=config.served_model_name or llm.card.id)
         """What clients are told."""
@@ -287,15 +296,26 @@ class GenerationService:
     async def generate(self, job: GenerationJob) -> AsyncGenerator[Piece]:
         """Yield the pieces of all answers as they come; closing the generator cancels the job.
 
+        Every wire's answers come from here, so this is also where callers are held to their limits.
+
         Raises:
+            RateLimitError: the caller has used what it may.
             CapacityError: there is no room.
             EngineError: the engine failed.
         """
-        streams = [self._generate_one(job, index) for index in range(len(job.prompts))]
-        pieces = streams[0] if len(streams) == 1 else merge_streams(streams)
-        async with aclosing(pieces):
-            async for piece in pieces:
-                yield piece
+        with self._limiter.reserve(
+            job.caller, prompt_tokens=job.num_prompt_tokens, answer_tokens=job.num_answer_tokens
+        ) as reservation:
+            read: set[int] = set()
+            streams = [self._generate_one(job, index) for index in range(len(job.prompts))]
+            pieces = streams[0] if len(streams) == 1 else merge_streams(streams)
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if piece.prompt_index not in read:
+                        read.add(piece.prompt_index)
+                        reservation.prompt_tokens += len(job.prompts[piece.prompt_index].token_ids)
+                    reservation.completion_tokens += piece.delta.num_generated_tokens
+                    yield piece
 
     async def complete(self, job: GenerationJob, tally: UsageTally | None = None) -> list[RequestOutput]:
         """Run a job to its end; one output for each prompt, and the tokens counted in `tally`.

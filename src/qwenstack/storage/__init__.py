@@ -1,8 +1,8 @@
-"""What must outlive a process: API keys, the audit log, and what tenants keep, in SQLite or PostgreSQL.
+"""What must outlive a process: API keys, the audit log, what tenants keep and what was used, in SQLite or PostgreSQL.
 
-`open_database` opens or makes a database and brings its tables up to date; `ApiKeys`, `AuditLog` and `StoredResponses`
-are what it holds, `ServerLease` says which servers use it, `back_up` and `restore` copy it. Whatever a function here
-has returned from is on the disk. The package knows nothing of HTTP or of models.
+`open_database` opens or makes a database and brings its tables up to date; `ApiKeys`, `AuditLog`, `UsageRecords` and
+`StoredResponses` are what it holds, `ServerLease` says which servers use it, `back_up` and `restore` copy it. Whatever
+a function here has returned from is on the disk. The package knows nothing of HTTP or of models.
 """
 
 from qwenstack.storage.api_keys import ApiKey, ApiKeys, KeySnapshot, NewKey, is_tenant_name
@@ -11,6 +11,7 @@ from qwenstack.storage.backup import back_up, restore
 from qwenstack.storage.database import Database, open_database
 from qwenstack.storage.responses import StoredResponse, StoredResponses
 from qwenstack.storage.servers import ServerLease
+from qwenstack.storage.usage import Usage, UsageKey, UsageRecords
 
 __all__ = [
     "ApiKey",
@@ -24,6 +25,9 @@ __all__ = [
     "ServerLease",
     "StoredResponse",
     "StoredResponses",
+    "Usage",
+    "UsageKey",
+    "UsageRecords",
     "Verification",
     "back_up",
     "is_tenant_name",

@@ -18,7 +18,8 @@ from types import MappingProxyType
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from qwenstack.core.errors import RequestError
+from qwenstack.core.errors import ConfigError, RequestError
+from qwenstack.core.limits import NO_LIMITS, Limits, read_limits
 from qwenstack.core.scope import SCOPES, Scope
 from qwenstack.storage.audit import AuditLog, AuditRecord
 from qwenstack.storage.database import Database
@@ -49,6 +50,8 @@ class ApiKey:
     created_at_ms: int
     expires_at_ms: int | None
     revoked_at_ms: int | None
+    limits: Limits = NO_LIMITS
+    """What it may use; the server's own limits hold where there are none."""
 
     def is_valid_at(self, now_ms: float) -> bool:
         """Whether it opens anything at this time."""
@@ -104,6 +107,7 @@ class ApiKeys:
         scopes: Sequence[Scope] = ("inference",),
         models: Sequence[str] | None = None,
         lifetime_s: float | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> NewKey:
         """Make a key; its text is returned once and never again.
 
@@ -122,9 +126,16 @@ class ApiKeys:
             created_at_ms=now_ms,
             expires_at_ms=None if lifetime_s is None else now_ms + int(lifetime_s * 1000),
             revoked_at_ms=None,
+            limits=limits,
         )
         secret = secrets.token_urlsafe(_SECRET_BYTES)
-        details = {"name": name, "tenant": tenant, "scopes": sorted(scopes), "models": models and sorted(models)}
+        details = {
+            "name": name,
+            "tenant": tenant,
+            "scopes": sorted(scopes),
+            "models": models and sorted(models),
+            "limits": limits.given(),
+        }
 
         def write(connection: Connection) -> None:
             connection.execute(insert(api_keys).values(**_row_of(key), secret_sha256=_digest(secret)))
@@ -146,6 +157,24 @@ class ApiKeys:
             found = connection.execute(update(api_keys).where(is_open).values(revoked_at_ms=now_ms)).rowcount > 0
             if found:
                 self._note(connection, AuditRecord(actor=actor, action="key.revoke", subject=key_id))
+            return found
+
+        return self._database.write(write)
+
+    def limit(self, key_id: str, limits: Limits, *, actor: str) -> bool:
+        """Change what a key may use; return whether there was an open one of this id.
+
+        Raises:
+            StorageError: the database cannot be written to.
+        """
+        is_open = (api_keys.c.id == key_id) & api_keys.c.revoked_at_ms.is_(None)
+        record = AuditRecord(actor=actor, action="key.limit", subject=key_id, details=limits.given())
+
+        def write(connection: Connection) -> bool:
+            change = update(api_keys).where(is_open).values(limits=json.dumps(limits.given()))
+            found = connection.execute(change).rowcount > 0
+            if found:
+                self._note(connection, record)
             return found
 
         return self._database.write(write)
@@ -238,14 +267,16 @@ def _row_of(key: ApiKey) -> dict[str, object]:
         "created_at_ms": key.created_at_ms,
         "expires_at_ms": key.expires_at_ms,
         "revoked_at_ms": key.revoked_at_ms,
+        "limits": json.dumps(key.limits.given()),
     }
 
 
 def _key_of(row: Row[tuple[object, ...]]) -> ApiKey:
     try:
         scopes, models = json.loads(row.scopes), None if row.models is None else frozenset(json.loads(row.models))
-    except (ValueError, TypeError):
-        scopes, models = (), frozenset[str]()  # damaged: it opens nothing
+        limits = NO_LIMITS if row.limits is None else read_limits(json.loads(row.limits))
+    except (ValueError, TypeError, AttributeError, ConfigError):
+        scopes, models, limits = (), frozenset[str](), NO_LIMITS  # damaged: it opens nothing
     return ApiKey(
         id=row.id,
         name=row.name,
@@ -255,4 +286,5 @@ def _key_of(row: Row[tuple[object, ...]]) -> ApiKey:
         created_at_ms=row.created_at_ms,
         expires_at_ms=row.expires_at_ms,
         revoked_at_ms=row.revoked_at_ms,
+        limits=limits,
     )

@@ -19,6 +19,7 @@ from toy_embedder import ToyEmbedder
 from toy_llm import FULL, ToyLLM
 
 from qwenstack.core.errors import EngineError, EngineRestartingError, RequestError
+from qwenstack.core.limits import Limits
 from qwenstack.serving import ServeConfig
 from qwenstack.serving.grpc.v1 import generation_pb2 as pb
 from qwenstack.serving.grpc.v1.embeddings_pb2 import INPUT_TYPE_PASSAGE, EmbedRequest
@@ -508,6 +509,23 @@ def test_reflection_tells_a_tool_that_has_no_proto_files_all_of_the_contract(cha
     method = pool.FindServiceByName(GENERATION).methods_by_name["StreamGenerate"]
     fields = {field.name: field.number for field in method.input_type.fields}
     assert fields == {field.name: field.number for field in pb.GenerateRequest.DESCRIPTOR.fields}
+
+
+def test_a_caller_is_held_to_the_limits_that_http_counts_too(serve_both: Serve) -> None:
+    limits = Limits(requests_per_minute=3, tokens_per_minute=100)
+    with serve_both(limits=limits) as (url, address), grpc.insecure_channel(address) as channel:
+        generation = GenerationServiceStub(channel)
+        generation.Generate(pb.GenerateRequest(messages=HELLO, max_tokens=5))
+        with pytest.raises(grpc.RpcError) as refused:
+            generation.Generate(pb.GenerateRequest(messages=HELLO, max_tokens=80))
+        error: Any = refused.value
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "tokens a minute" in error.details()
+        assert int(dict(error.trailing_metadata())["retry-after"]) >= 1
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+        with pytest.raises(grpc.RpcError, match="3 requests a minute"):
+            generation.Generate(pb.GenerateRequest(messages=HELLO, max_tokens=5))
+        assert httpx.get(f"{url}/v1/models").status_code == 429
 
 
 def test_calls_are_counted_by_method_and_code(addresses: tuple[str, str], generation: GenerationServiceStub) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import stat
+import time
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from qwenstack.cli.app import main
-from qwenstack.storage import ApiKeys, open_database
+from qwenstack.storage import ApiKeys, Usage, UsageKey, UsageRecords, open_database
 
 
 @pytest.fixture
@@ -91,3 +92,45 @@ def test_a_log_that_is_not_there_is_not_made(path: Path, capsys: pytest.CaptureF
         assert main(["audit", command]) == 2
         assert "no database" in capsys.readouterr().err
     assert not path.exists()
+
+
+def test_a_key_is_limited_and_what_it_used_is_shown(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "create", "a", "--tokens-per-day", "500", "--requests-per-minute", "6", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["limits"] == {"tokens_per_day": 500, "requests_per_minute": 6}
+    assert main(["keys", "limit", made["id"], "--concurrent-requests", "2"]) == 0
+    assert "concurrent_requests=2" in capsys.readouterr().out
+    assert main(["keys", "list"]) == 0
+    assert "concurrent_requests=2" in capsys.readouterr().out
+    assert main(["keys", "usage"]) == 0
+    assert "Nothing was used" in capsys.readouterr().err
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    used = Usage(tenant="default", requests=1, prompt_tokens=20, completion_tokens=3)
+    UsageRecords(open_database(f"sqlite:///{path}")).exchange({UsageKey(today, made["id"]): used}, today)
+    assert main(["keys", "usage", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {
+            "day": today,
+            "account": made["id"],
+            "tenant": "default",
+            "requests": 1,
+            "prompt_tokens": 20,
+            "completion_tokens": 3,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["create", "a", "--tokens-per-day", "0"], "whole number from 1"),
+        (["limit", "a" * 16, "--tokens-per-day", "5"], "keys list"),
+        (["limit", "nonsense"], "keys list"),
+        (["usage", "--days", "0"], "1 or more"),
+    ],
+)
+def test_wrong_limits_are_told_in_a_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", *arguments]) == 2
+    assert words in capsys.readouterr().err

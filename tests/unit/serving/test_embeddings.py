@@ -15,13 +15,21 @@ from toy_embedder import CARD, ToyEmbedder, letters_of
 from toy_llm import ToyLLM
 
 from qwenstack.core.errors import CapacityError, EngineError, RequestError
+from qwenstack.core.limits import NO_LIMITS
 from qwenstack.serving import ServeConfig, create_app
 from qwenstack.serving.embedding_service import MAX_INPUTS, MAX_REQUESTS, EmbeddingJob, EmbeddingService
 from qwenstack.serving.identity import Access, Identity
+from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
+from qwenstack.serving.usage import MemoryRecords, UsageLedger
 
 pytestmark = pytest.mark.anyio
 OURS = Identity(tenant="ours", accesses=frozenset(Access))
+
+
+def service_of(embedder: ToyEmbedder) -> EmbeddingService:
+    ledger = UsageLedger(MemoryRecords())
+    return EmbeddingService(embedder, Metrics("x"), Limiter(NO_LIMITS, ledger, count_refusal=lambda _: None))
 
 
 @pytest.fixture
@@ -103,7 +111,7 @@ async def test_a_text_may_be_said_to_be_a_query_or_a_passage(
 
 async def test_a_type_that_the_model_does_not_know_is_refused(embedder: ToyEmbedder) -> None:
     embedder.card = replace(CARD, input_types=("passage",))
-    service = EmbeddingService(embedder, Metrics("x"))
+    service = service_of(embedder)
     with pytest.raises(RequestError, match="Write it there"):
         await service.embed(EmbeddingJob(inputs=["a"], input_type="query"), model="default", caller=OURS)
 
@@ -128,7 +136,7 @@ async def test_what_cannot_be_is_refused_by_name(client: httpx.AsyncClient, body
 
 async def test_all_texts_together_are_bounded(embedder: ToyEmbedder) -> None:
     embedder.card = replace(CARD, max_tokens=200)
-    service = EmbeddingService(embedder, Metrics("x"))
+    service = service_of(embedder)
     with pytest.raises(RequestError, match="`input` has 300800 tokens in all; one request takes 300000"):
         await service.embed(EmbeddingJob(inputs=["a" * 188] * 1600), model="default", caller=OURS)
 
@@ -170,7 +178,7 @@ async def test_sec_22_requests_that_wait_are_bounded_and_one_tenant_leaves_room_
     embedder: ToyEmbedder,
 ) -> None:
     embedder.step_s = 60
-    service = EmbeddingService(embedder, Metrics("x"))
+    service = service_of(embedder)
     job = EmbeddingJob(inputs=["a"])
     theirs = Identity(tenant="theirs", accesses=frozenset(Access))
     waiting = [asyncio.ensure_future(service.embed(job, model="default", caller=OURS)) for _ in range(48)]

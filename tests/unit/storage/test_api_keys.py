@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import update
 
 from qwenstack.core.errors import RequestError
+from qwenstack.core.limits import Limits
 from qwenstack.storage import ApiKeys, AuditLog, Database, KeySnapshot, open_database
+from qwenstack.storage.schema import api_keys
 
 
 class Clock:
@@ -116,3 +119,28 @@ def test_wrong_wishes_get_a_sentence(changes: dict[str, object], database: Datab
         ApiKeys(database).create(**wishes)  # type: ignore[arg-type]
     assert error.value.param == next(iter(changes))
     assert ApiKeys(database).all() == []
+
+
+def test_a_keys_limits_are_kept_changed_and_written_down(database: Database) -> None:
+    keys = ApiKeys(database)
+    made = keys.create(name="n", tenant="t", actor="me", limits=Limits(tokens_per_day=5))
+    assert keys.snapshot().find(made.text, now_ms=0) == made.key
+    revision = keys.revision()
+    assert keys.limit(made.key.id, Limits(concurrent_requests=2), actor="you")
+    assert keys.revision() != revision
+    (stored,) = keys.all()
+    assert stored.limits == Limits(concurrent_requests=2)
+    record = AuditLog(database).newest(1)[-1].record
+    assert (record.actor, record.action, record.details) == ("you", "key.limit", {"concurrent_requests": 2})
+    keys.revoke(made.key.id, actor="me")
+    assert not keys.limit(made.key.id, Limits(), actor="me")
+
+
+def test_a_key_whose_limits_are_damaged_opens_nothing(database: Database) -> None:
+    keys = ApiKeys(database)
+    made = keys.create(name="n", tenant="t", actor="me")
+    for damaged in ("[]", "{", '{"tokens_per_day": -1}', '{"tokens_per_week": 1}'):
+        database.write(lambda connection, damaged=damaged: connection.execute(update(api_keys).values(limits=damaged)))
+        found = keys.snapshot().find(made.text, now_ms=0)
+        assert found is not None
+        assert found.scopes == frozenset()

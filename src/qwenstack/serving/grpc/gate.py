@@ -26,6 +26,7 @@ from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.grpc.method import Call, Method
 from qwenstack.serving.grpc.status import answer_status
 from qwenstack.serving.identity import Access, Callers, Identity, refuse_caller
+from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.request_log import Outcome, client_label, log_request
 
@@ -88,6 +89,7 @@ class Gate(grpc.GenericRpcHandler):
         methods: Mapping[str, Method],
         *,
         callers: Callers,
+        limiter: Limiter,
         metrics: Metrics,
         audit: RequestAudit,
         lifetime: Lifetime,
@@ -96,6 +98,7 @@ class Gate(grpc.GenericRpcHandler):
         """Guard methods by their paths."""
         self._methods = methods
         self._callers = callers
+        self._limiter = limiter
         self._metrics = metrics
         self._audit = audit
         self._lifetime = lifetime
@@ -168,6 +171,8 @@ class Gate(grpc.GenericRpcHandler):
             raise refusal
         if method is None:
             raise HttpError(501, "There is no such method; reflection lists those there are.", code="not_found")
+        if access is Access.INFERENCE:
+            self._limiter.take_request(identity)
         return method
 
     async def _answer(self, method: Method, requests: AsyncIterator[bytes], call: Call, context: CallContext) -> None:

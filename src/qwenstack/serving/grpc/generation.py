@@ -73,4 +73,7 @@ class GenerationRpc:
             prompt = await self._service.read_chat(
                 body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking()
             )
-        return GenerationJob(request_id=f"gen-{call.request_id}", prompts=[prompt], params=params, options=options)
+        request_id = f"gen-{call.request_id}"
+        return GenerationJob(
+            request_id=request_id, prompts=[prompt], params=params, options=options, caller=call.identity
+        )

@@ -21,6 +21,7 @@ from qwenstack.serving.grpc.models import ModelRpc
 from qwenstack.serving.grpc.reflection import ReflectionRpc
 from qwenstack.serving.grpc.tokens import TokenRpc
 from qwenstack.serving.identity import Callers
+from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.readiness import why_not_ready
 from qwenstack.serving.service import GenerationService
@@ -38,6 +39,7 @@ def create_grpc_server(
     config: ServeConfig,
     *,
     callers: Callers,
+    limiter: Limiter,
     metrics: Metrics,
     audit: RequestAudit,
     lifetime: Lifetime,
@@ -62,6 +64,7 @@ def create_grpc_server(
     gate = Gate(
         methods,
         callers=callers,
+        limiter=limiter,
         metrics=metrics,
         audit=audit,
         lifetime=lifetime,

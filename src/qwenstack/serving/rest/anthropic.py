@@ -95,7 +95,8 @@ async def _read_request(service: GenerationService, body: MessageRequest, reques
     options = RequestOptions(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
     params = service.choose_params(body.sampling_changes())
     prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking)
-    return GenerationJob(request_id=f"msg_{request_id_of(request)}", prompts=[prompt], params=params, options=options)
+    request_id = f"msg_{request_id_of(request)}"
+    return GenerationJob(request_id=request_id, prompts=[prompt], params=params, options=options, caller=caller)
 
 
 async def _complete(service: GenerationService, job: GenerationJob) -> MessageAnswer:

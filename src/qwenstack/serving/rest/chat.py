@@ -61,7 +61,7 @@ async def _read_request(service: GenerationService, body: ChatCompletionRequest,
     params = service.choose_params(body.sampling_changes(), max_tokens_field=body.max_tokens_field)
     prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking())
     request_id = f"chatcmpl-{request_id_of(request)}"
-    return GenerationJob(request_id=request_id, prompts=[prompt], params=params, options=options)
+    return GenerationJob(request_id=request_id, prompts=[prompt], params=params, options=options, caller=caller)
 
 
 async def complete_chat(service: GenerationService, job: GenerationJob) -> ChatCompletion:

@@ -68,7 +68,7 @@ async def _read_request(service: GenerationService, body: CompletionRequest, req
             for prompt in body.prompts()
         ]
     request_id = f"cmpl-{request_id_of(request)}"
-    return GenerationJob(request_id=request_id, prompts=prompts, params=params, options=options)
+    return GenerationJob(request_id=request_id, prompts=prompts, params=params, options=options, caller=caller)
 
 
 async def _complete(service: GenerationService, job: GenerationJob, *, echo: bool) -> Completion:

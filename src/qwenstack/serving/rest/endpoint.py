@@ -79,7 +79,7 @@ def key_router(route_class: type[KeyRoute] = KeyRoute, error_body: type = ErrorB
     scheme = HTTPBearer(auto_error=False, description="An API key; any where none is configured.")
     # Naming 4XX keeps the framework from promising its own 422, which never comes.
     refused: Responses = {"4XX": {"model": error_body, "description": "The request is refused."}}
-    responses = error_responses(401, 403, body=error_body) | refused
+    responses = error_responses(401, 403, 429, body=error_body) | refused
     return APIRouter(route_class=route_class, dependencies=[Security(scheme)], responses=responses)
 
 
@@ -93,6 +93,7 @@ def error_responses(*statuses: int, body: type = ErrorBody) -> Responses:
         409: "It does not fit what is there.",
         413: "The body is too long.",
         415: "The body is not plain JSON.",
+        429: "A limit of this API key is reached; `Retry-After` says when to try again.",
         500: "The model failed; the message has the request id.",
         503: "There is no room; `Retry-After` says when to try again.",
     }
@@ -103,7 +104,7 @@ def generation_responses(stream: str, *, media_type: str = "text/event-stream", 
     """Document the answers of an endpoint that generates; `stream` says what comes where one is asked for."""
     events = {"type": "string", "description": stream}
     streamed: Responses = {200: {"content": {media_type: {"schema": events}}}}
-    return streamed | error_responses(400, 404, 413, 415, 500, 503, body=body)
+    return streamed | error_responses(400, 404, 413, 415, 429, 500, 503, body=body)
 
 
 def json_response(payload: object, *, status: int = 200) -> Response:

@@ -58,7 +58,11 @@ def infill_routes(backend: Backend) -> APIRouter:
         params = service.choose_params(body.sampling_changes(), max_tokens_field="n_predict")
         prompt, params = await service.read_gap(body.to_gap(), params, may_cut=True)
         job = GenerationJob(
-            request_id=f"infill-{request_id_of(request)}", prompts=[prompt], params=params, options=options
+            request_id=f"infill-{request_id_of(request)}",
+            prompts=[prompt],
+            params=params,
+            options=options,
+            caller=caller,
         )
         filling = _Filling(service, job, body)
         if body.stream:
@@ -78,7 +82,11 @@ def infill_routes(backend: Backend) -> APIRouter:
         params = service.choose_params(body.sampling_changes())
         prompt, params = await service.read_gap(Gap(prefix=body.prompt, suffix=body.suffix or ""), params)
         job = GenerationJob(
-            request_id=f"fim-{request_id_of(request)}", prompts=[prompt], params=params, options=options
+            request_id=f"fim-{request_id_of(request)}",
+            prompts=[prompt],
+            params=params,
+            options=options,
+            caller=caller,
         )
         if body.stream:
             return backend.stream(request, stream_chat(service, job, wants_usage=True))

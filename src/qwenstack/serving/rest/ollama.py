@@ -72,7 +72,11 @@ def ollama_routes(backend: Backend) -> APIRouter:
         if prompt is None:  # it only asks for the model to be loaded
             return json_response(_loaded(options.adapter or service.card.id, write_line))
         job = GenerationJob(
-            request_id=f"ollama-{request_id_of(request)}", prompts=[prompt], params=params, options=options
+            request_id=f"ollama-{request_id_of(request)}",
+            prompts=[prompt],
+            params=params,
+            options=options,
+            caller=identity_of(request),
         )
         if body.wants_stream:
             return backend.stream(request, _stream_lines(service, job, write_line), OLLAMA_STREAM)

@@ -40,6 +40,7 @@ def qwen3_routes(backend: Backend) -> APIRouter:
             prompts=[prompt],
             params=params,
             options=RequestOptions(tenant=caller.tenant, adapter=adapter),
+            caller=caller,
         )
         return json_response(await backend.run(request, _complete(backend.service, job)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from typing_extensions import TypedDict
 
 from qwenstack.core.errors import CapacityError, EngineError, EngineRestartingError, RequestError, StorageError
 from qwenstack.core.outputs import OVERLOADED
-from qwenstack.serving.errors import ForbiddenModelError, HttpError, UnknownModelError
+from qwenstack.serving.errors import ForbiddenModelError, HttpError, RateLimitError, UnknownModelError
 from qwenstack.serving.wire.validation import ValidationFailure, describe_failure
 
 RETRY_AFTER_S = 1
@@ -97,6 +98,8 @@ def _answer_request_error(error: RequestError) -> ErrorAnswer:
     match error:
         case HttpError():
             return _answer(error.status, error, headers=error.headers)
+        case RateLimitError():
+            return _answer_limited(error)
         case UnknownModelError() | RequestError(code="model_not_found"):  # or an adapter that was unloaded just now
             return _answer(404, error)
         case ForbiddenModelError():
@@ -116,6 +119,15 @@ def _answer_later(text: str, code: str, *, is_our_fault: bool = False) -> ErrorA
 def _answer(status: int, error: RequestError, *, headers: Mapping[str, str] | None = None) -> ErrorAnswer:
     detail = error_detail(str(error), kind="invalid_request_error", code=error.code, param=error.param)
     return ErrorAnswer(status=status, detail=detail, headers=headers or {})
+
+
+def _answer_limited(error: RateLimitError) -> ErrorAnswer:
+    """Say when to come back; OpenAI's `type` of such an error is the limit, or that the budget is spent."""
+    kind = "insufficient_quota" if error.kind == "budget" else error.kind
+    seconds = str(max(1, math.ceil(error.retry_after_s)))
+    return ErrorAnswer(
+        status=429, detail=error_detail(str(error), kind=kind, code=error.code), headers={"Retry-After": seconds}
+    )
 
 
 def _answer_http_exception(error: HTTPException) -> ErrorAnswer:

@@ -1,0 +1,134 @@
+"""Who used how much today: counted in memory, written to the database beside the requests.
+
+Writing waits for nobody and nobody waits for it. What was used in the last moment before a crash is not charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Protocol
+
+from qwenstack.serving.identity import Identity
+from qwenstack.storage import Usage, UsageKey
+
+logger = logging.getLogger(__name__)
+
+WRITE_EVERY_S = 0.5
+MOST_UNWRITTEN = 100_000
+"""Rows that wait while the database is away; a row is a key and a day."""
+
+
+class Records(Protocol):
+    """Where use is kept; `qwenstack.storage.UsageRecords` is one."""
+
+    def exchange(self, used: Mapping[UsageKey, Usage], day: str) -> Mapping[str, Usage]:
+        """Add what was used, all of it or nothing, and return what every key used on a day, by account."""
+        ...
+
+
+class MemoryRecords:
+    """Where use is kept without a database: one day's, of this server, until it ends."""
+
+    def __init__(self) -> None:
+        """Know of nothing yet."""
+        self._used: dict[UsageKey, Usage] = {}
+
+    def exchange(self, used: Mapping[UsageKey, Usage], day: str) -> Mapping[str, Usage]:
+        """Add what was used, and return the day's; what was of other days is forgotten."""
+        for key, new in used.items():
+            _add(self._used, key, new)
+        self._used = {key: total for key, total in self._used.items() if key.day == day}
+        return {key.account: total for key, total in self._used.items()}
+
+
+class UsageLedger:
+    """Counts tokens by caller and day."""
+
+    def __init__(self, records: Records, *, clock: Callable[[], float] = time.time) -> None:
+        """Keep the counts in `records`."""
+        self._records = records
+        self._clock = clock
+        self._day = self._today()
+        self._stored: Mapping[str, Usage] = records.exchange({}, self._day)
+        """Today's, of all servers, as the database had them last."""
+        self._unwritten: dict[UsageKey, Usage] = {}
+        self._in_writing: dict[UsageKey, Usage] = {}
+
+    def note(self, caller: Identity, *, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count one request that has ended."""
+        used = Usage(tenant=caller.tenant, requests=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        key = UsageKey(self._today(), caller.account)
+        if key in self._unwritten or len(self._unwritten) < MOST_UNWRITTEN:
+            _add(self._unwritten, key, used)
+
+    def tokens_today(self, caller: Identity) -> int:
+        """Return what a caller used since midnight, UTC."""
+        day = self._today()
+        if day != self._day:
+            self._day, self._stored = day, dict[str, Usage]()
+        key = UsageKey(day, caller.account)
+        counted = (self._stored.get(caller.account), self._in_writing.get(key), self._unwritten.get(key))
+        return sum(used.tokens for used in counted if used is not None)
+
+    @property
+    def seconds_left_today(self) -> float:
+        """How long it is until the next day."""
+        return 86_400 - self._clock() % 86_400
+
+    async def write(self) -> None:
+        """Write what was counted, and read what other servers counted.
+
+        Raises:
+            StorageError: the database does not answer; nothing is lost.
+        """
+        day = self._today()
+        self._in_writing, self._unwritten = self._unwritten, {}
+        try:
+            stored = await asyncio.to_thread(self._records.exchange, self._in_writing, day)
+        except Exception:
+            for key, used in self._unwritten.items():
+                _add(self._in_writing, key, used)
+            self._unwritten, self._in_writing = self._in_writing, {}
+            raise
+        self._day, self._stored, self._in_writing = day, stored, {}
+
+    def _today(self) -> str:
+        return time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
+
+
+@contextlib.asynccontextmanager
+async def writing(ledger: UsageLedger) -> AsyncGenerator[None]:
+    """Write what is counted until the block ends, and then the rest."""
+    ended = asyncio.Event()
+    # It is told to end, not cancelled: a write that is under way would be written again.
+    task = asyncio.create_task(_write_until(ended, ledger))
+    try:
+        yield
+    finally:
+        ended.set()
+        await task
+
+
+async def _write_until(ended: asyncio.Event, ledger: UsageLedger) -> None:
+    is_failing = is_last = False
+    while not is_last:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), WRITE_EVERY_S)
+        is_last = ended.is_set()
+        try:
+            await ledger.write()
+        except Exception as error:  # noqa: BLE001 - a task that ended would charge nothing ever again
+            if not is_failing:
+                logger.error("Tokens used are counted, but not written to the database. %s", error)
+            is_failing = True
+        else:
+            is_failing = False
+
+
+def _add(counts: dict[UsageKey, Usage], key: UsageKey, used: Usage) -> None:
+    before = counts.get(key)
+    counts[key] = used if before is None else before + used
