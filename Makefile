@@ -75,6 +75,7 @@ test-long: .venv-test/installed web ## Run the tests that take hours
 	    --timeout 4000
 	QWENSTACK_STORAGE_KILLS=500 QWENSTACK_POSTGRES_KILLS=20 $(DEV)/python -m pytest tests/integration/storage \
 	    --timeout 4000
+	QWENSTACK_TIMING_SAMPLES=250 $(DEV)/python -m pytest -s tests/integration/serving/test_prefix_cache_timing.py
 	QWENSTACK_ISA_PROMPTS=50 $(DEV)/python -m pytest tests/integration/engine/test_instruction_sets.py --timeout 4000
 	$(DEV)/python benches/reliability.py --scale long --write-doc
 	QWENSTACK_SOAK_SECONDS=3600 $(DEV)/python -m pytest -s tests/integration/engine/test_soak.py
