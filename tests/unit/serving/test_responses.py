@@ -25,6 +25,7 @@ from qwenstack.core.outputs import CompletionOutput, OutputDelta, ToolCallDelta
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.serving import ServeConfig, create_app
+from qwenstack.serving.identity import STRANGER
 from qwenstack.serving.responses import MOST_IN_BACKGROUND
 from qwenstack.serving.service import GenerationJob, Prompt, UsageTally
 from qwenstack.serving.wire.response_events import ResponseWriter
@@ -379,7 +380,9 @@ async def test_what_a_dead_server_began_is_told_as_failed(llm: ToyLLM, database:
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["text", "thought", "call", "arguments"]), st.text(min_size=1, max_size=4)))
-JOB = GenerationJob(request_id="r", prompts=[Prompt(token_ids=[1])], params=SamplingParams(), options=RequestOptions())
+JOB = GenerationJob(
+    request_id="r", prompts=[Prompt(token_ids=[1])], params=SamplingParams(), options=RequestOptions(), caller=STRANGER
+)
 EMPTY: Any = {"id": "r", "status": "in_progress", "output": []}
 
 
