@@ -21,6 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "serving"))
 
+from toy_embedder import ToyEmbedder
+from toy_llm import ToyLLM
+
 from qwenstack.core.protocols import AsyncLLM
 from qwenstack.engine import EngineConfig
 from qwenstack.engine.client import EngineClient
@@ -68,6 +71,9 @@ async def engine(options: dict[str, Any]) -> AsyncGenerator[AsyncLLM]:
     """Start the engine that the options name."""
     if options["engine"] == "stub":
         yield ClockedLLM(**options["engine_options"])
+        return
+    if options["engine"] == "toy":
+        yield ToyLLM(**options["engine_options"])
         return
     config = options["engine_options"]
     client = await EngineClient.start(EngineConfig(**config | {"model_path": Path(config["model_path"])}))
@@ -117,7 +123,8 @@ async def serve(options: dict[str, Any]) -> None:
     opened = contextlib.closing(open_database(options["database"]))
     with contextlib.closing(open_socket(config)) as listener, opened as database:
         async with engine(options) as llm:
-            app = create_app(llm, config, database=database)
+            embedder = ToyEmbedder() if options["engine"] == "toy" else None
+            app = create_app(llm, config, database=database, embedder=embedder)
             if options["notes_requests"]:
                 app.add_middleware(Witness, seen=seen)
             questions = asyncio.create_task(answer_questions(llm, seen))

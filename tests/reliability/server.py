@@ -19,7 +19,7 @@ from support.tiny_gguf import QWEN3_Q8, write_tiny_gguf
 from qwenstack.storage import ApiKeys, AuditLog, open_database
 
 TESTS = Path(__file__).parents[1]
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 180
 MOST_DESCRIPTORS = 8192
 
 

@@ -124,3 +124,11 @@ def match_route(routes: Iterable[BaseRoute], scope: Scope) -> APIRoute | None:
         if match is Match.PARTIAL and partial is None:
             partial = route
     return partial
+
+
+def allowed_methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
+    """Return the methods that an address takes, by whichever routes it has."""
+    at_address = [
+        route for route in routes if isinstance(route, APIRoute) and route.matches(scope)[0] is not Match.NONE
+    ]
+    return sorted({method for route in at_address for method in route.methods or ()})

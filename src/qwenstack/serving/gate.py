@@ -19,6 +19,7 @@ from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.access import (
     BODY_METHODS,
     BodyForm,
+    allowed_methods,
     body_form_of,
     declared_access,
     error_writer_of,
@@ -114,9 +115,9 @@ class GateRules:
         self._max_body_bytes = config.max_body_bytes
 
     def judge(
-        self, head: RequestHead, access: Access, identity: Identity, form: BodyForm = BodyForm.JSON
+        self, head: RequestHead, access: Access, identity: Identity, form: BodyForm | None = BodyForm.JSON
     ) -> HttpError | None:
-        """Decide whether a request may go on; None lets it through."""
+        """Decide whether a request may go on; None lets it through. Without a `form` any body will do."""
         if head.repeated is not None:
             return HttpError(400, f"The header `{head.repeated}` came more than once.", code="repeated_header")
         refusal = self._judge_place(head, access)
@@ -152,13 +153,13 @@ class GateRules:
             return True
         return self._takes_any_address and parse_address(name) is not None
 
-    def _judge_body(self, head: RequestHead, form: BodyForm) -> HttpError | None:
+    def _judge_body(self, head: RequestHead, form: BodyForm | None) -> HttpError | None:
         if "content-encoding" in head.headers:
             return HttpError(
                 415, "Compressed request bodies are not read; send plain JSON.", code="unsupported_encoding"
             )
         kind = head.headers.get("content-type", "")
-        if head.method in BODY_METHODS and not _suits(kind, form):
+        if head.method in BODY_METHODS and form is not None and not _suits(kind, form):
             text = f"Content type {kind[:100]!r} is not read here; send {_WANTED[form]}."
             return HttpError(415, text, code="unsupported_media_type")
         length = head.headers.get("content-length", "0")
@@ -174,6 +175,16 @@ def body_too_large(limit_bytes: int) -> HttpError:
         f"The body is longer than {limit_bytes} bytes. Send less.",
         code="body_too_large",
         headers={"Connection": "close"},
+    )
+
+
+def method_not_allowed(methods: Sequence[str]) -> HttpError:
+    """Say which methods an address takes: those of all its routes, where the router knows of one."""
+    return HttpError(
+        405,
+        "This address does not take this method; the `Allow` header names those it takes.",
+        code="method_not_allowed",
+        headers={"Allow": ", ".join(methods)},
     )
 
 
@@ -276,7 +287,10 @@ class Gate:
                 if signed.foreign_origin is not None and head.is_preflight():
                     await _send_preflight(signed)
                     return
-                refusal = self._rules.judge(head, access, identity, body_form_of(route))
+                is_taken = route is None or head.method in (route.methods or ())
+                refusal = self._rules.judge(head, access, identity, body_form_of(route) if is_taken else None)
+                if refusal is None and not is_taken:
+                    refusal = method_not_allowed(allowed_methods(self._routes, scope))
                 if refusal is not None:
                     raise refusal
                 scope["state"]["identity"] = identity

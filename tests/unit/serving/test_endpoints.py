@@ -146,3 +146,18 @@ def test_a_wrong_setting_is_named(fields: dict[str, object], word: str) -> None:
 
 def test_sec_24_keys_are_not_shown() -> None:
     assert "sk-a-secret-key" not in repr(ServeConfig(api_keys=("sk-a-secret-key",)))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/x", "/livez", "/api/tags", "/metrics"])
+async def test_a_method_that_a_route_does_not_take_is_said_to_be_so_whatever_the_body(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    answer = await client.post(path, content=b"anything")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+@pytest.mark.anyio
+async def test_allow_names_the_methods_of_all_routes_at_an_address(client: httpx.AsyncClient) -> None:
+    answer = await client.put("/v1/responses/resp_1", json={})
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET")

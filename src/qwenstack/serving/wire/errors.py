@@ -134,7 +134,6 @@ def _answer_http_exception(error: HTTPException) -> ErrorAnswer:
     """Say in our words what the router refuses."""
     texts = {
         404: ("There is nothing at this address; the endpoints are in /openapi.json.", "not_found"),
-        405: ("This address does not take this method; the `Allow` header names those it takes.", "method_not_allowed"),
     }
     message, code = texts.get(error.status_code, ("The request was refused.", "refused"))
     detail = error_detail(message, kind="invalid_request_error", code=code)

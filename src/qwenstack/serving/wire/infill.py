@@ -104,11 +104,14 @@ class Timings(TypedDict):
 
 
 class InfillAnswer(TypedDict):
-    """What belongs into the gap; in a stream a piece of it, with the counts in the last one alone."""
+    """What belongs into the gap; in a stream a piece of it, with the counts in the last one alone.
 
-    index: int
-    content: str
-    stop: bool
+    Which fields there are is the request's to say (`response_fields`).
+    """
+
+    index: NotRequired[int]
+    content: NotRequired[str]
+    stop: NotRequired[bool]
     model: NotRequired[str]
     tokens_predicted: NotRequired[int]
     tokens_evaluated: NotRequired[int]
