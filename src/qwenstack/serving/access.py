@@ -112,23 +112,32 @@ def check_routes(routes: Iterable[BaseRoute]) -> None:
             raise ConfigError(f"Route {name!r} does not declare its access; make it a PublicRoute or KeyRoute.")
 
 
-def match_route(routes: Iterable[BaseRoute], scope: Scope) -> APIRoute | None:
-    """Find the route that will answer, by the router's own rule: the first full match, else the first partial."""
-    partial: APIRoute | None = None
-    for route in routes:
-        if not isinstance(route, APIRoute):
-            continue
-        match, _ = route.matches(scope)
-        if match is Match.FULL:
-            return route
-        if match is Match.PARTIAL and partial is None:
-            partial = route
-    return partial
+class RouteTable:
+    """Finds the route that will answer, without asking every route at every request."""
 
+    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+        """Find out beforehand which routes match the addresses that are written out, in their order."""
+        self._all = tuple(route for route in routes if isinstance(route, APIRoute))
+        fixed = {route.path for route in self._all if "{" not in route.path}
+        # To an address that is written out, routes with parameters can belong, too.
+        self._at = {path: tuple(route for route in self._all if route.path_regex.match(path)) for path in fixed}
 
-def allowed_methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
-    """Return the methods that an address takes, by whichever routes it has."""
-    at_address = [
-        route for route in routes if isinstance(route, APIRoute) and route.matches(scope)[0] is not Match.NONE
-    ]
-    return sorted({method for route in at_address for method in route.methods or ()})
+    def match(self, scope: Scope) -> APIRoute | None:
+        """Return the route by the router's own rule: the first full match, else the first partial."""
+        partial: APIRoute | None = None
+        for route in self._candidates(scope):
+            match, _ = route.matches(scope)
+            if match is Match.FULL:
+                return route
+            if match is Match.PARTIAL and partial is None:
+                partial = route
+        return partial
+
+    def allowed_methods(self, scope: Scope) -> list[str]:
+        """Return the methods that an address takes, by whichever routes it has."""
+        here = (route for route in self._candidates(scope) if route.matches(scope)[0] is not Match.NONE)
+        return sorted({method for route in here for method in route.methods or ()})
+
+    def _candidates(self, scope: Scope) -> Iterable[APIRoute]:
+        # Others may match in ways of their own (a line feed at the end, say): every route is asked, as the router does.
+        return self._at.get(scope["path"], self._all) if not scope.get("root_path") else self._all

@@ -19,11 +19,10 @@ from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.access import (
     BODY_METHODS,
     BodyForm,
-    allowed_methods,
+    RouteTable,
     body_form_of,
     declared_access,
     error_writer_of,
-    match_route,
 )
 from qwenstack.serving.address import is_loopback_host, parse_address
 from qwenstack.serving.audit import RequestAudit
@@ -226,6 +225,23 @@ def _is_json(content_type: str) -> bool:
     return kind.strip().lower() == "application/json" and charset in {"", "utf-8", "utf8"}
 
 
+class RequestIds:
+    """Ids of 128 random bits, taken from the system for many requests at once: a system call less for each."""
+
+    _AT_ONCE = 256
+
+    def __init__(self) -> None:
+        """Have none yet."""
+        self._ready: list[str] = []
+
+    def take(self) -> str:
+        """Return an id that nobody else has."""
+        if not self._ready:
+            digits = secrets.token_hex(16 * self._AT_ONCE)
+            self._ready = [digits[at : at + 32] for at in range(0, len(digits), 32)]
+        return self._ready.pop()
+
+
 class Gate:
     """ASGI middleware: judges each request, counts its body, and signs each answer."""
 
@@ -250,7 +266,8 @@ class Gate:
         self._max_body_bytes = config.max_body_bytes
         self._body_timeout_s = config.body_timeout_s
         self._logs_requests = config.log_requests
-        self._routes = routes
+        self._routes = RouteTable(routes)
+        self._request_ids = RequestIds()
         self._unmatched = unmatched
         self._metrics = metrics
 
@@ -265,10 +282,10 @@ class Gate:
         await self._guard(scope, receive, send)
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = secrets.token_hex(16)
+        request_id = self._request_ids.take()
         scope.setdefault("state", {})["request_id"] = request_id
         head = RequestHead.from_scope(scope)
-        route = match_route(self._routes, scope)
+        route = self._routes.match(scope)
         # What matches no route is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = (declared_access(route) if route else None) or self._unmatched
         identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000)
@@ -290,7 +307,7 @@ class Gate:
                 is_taken = route is None or head.method in (route.methods or ())
                 refusal = self._rules.judge(head, access, identity, body_form_of(route) if is_taken else None)
                 if refusal is None and not is_taken:
-                    refusal = method_not_allowed(allowed_methods(self._routes, scope))
+                    refusal = method_not_allowed(self._routes.allowed_methods(scope))
                 if refusal is not None:
                     raise refusal
                 scope["state"]["identity"] = identity
