@@ -11,8 +11,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthListRequest
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from support.grpc_server import running_engine
 from support.random_schemas import random_schema
-from support.tiny_gguf import QWEN3_Q8, write_tiny_gguf
 
-from qwenstack.engine import EngineConfig
-from qwenstack.engine.client import EngineClient
-from qwenstack.retrieval import E5Embedder
-from qwenstack.serving import ServeConfig, create_app, open_socket, serve_app
 from qwenstack.serving.grpc.v1.embeddings_pb2 import EmbedRequest
 from qwenstack.serving.grpc.v1.generation_pb2 import GenerateRequest, ResponseFormat, ToolChoice
 from qwenstack.serving.grpc.v1.messages_pb2 import FunctionCall, FunctionDefinition, Message, Tool, ToolCall
@@ -174,27 +169,6 @@ def cases(rng: random.Random) -> Iterator[tuple[str, list[bytes]]]:
         if rng.random() < 0.05:
             path = rng.choice(known)[0]
         yield path, [data] * rng.choice([1] * 20 + [0, 2])
-
-
-@asynccontextmanager
-async def running_engine(folder: Path) -> AsyncGenerator[tuple[EngineClient, str]]:
-    """The whole server, with both of its models; yields the engine and the address."""
-    path = write_tiny_gguf(folder / "tiny.gguf", QWEN3_Q8)
-    client = await EngineClient.start(
-        EngineConfig(model_path=path, model_name="tiny", num_threads=1, max_model_len=256, prefix_cache_disk_bytes=0)
-    )
-    config = ServeConfig(port=0, grpc_port=0)
-    embedder = E5Embedder(num_threads=1)
-    app = create_app(client, config, embedder=embedder)
-    urls: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(serve_app(app, config, listener=open_socket(config), on_ready=urls.set_result))
-    try:
-        yield client, (await urls)[1].removeprefix("grpc://")
-    finally:
-        app.state.lifetime.stop()
-        await serving
-        await embedder.close()
-        await client.close()
 
 
 async def code_of(channel: grpc.aio.Channel, path: str, messages: list[bytes]) -> str:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,25 @@ def test_sec_22_watchers_of_the_health_cannot_take_all_places(channel: grpc.Chan
     assert code_of(lambda: health.Check(health_pb2.HealthCheckRequest())) == OK
     for watch in watches:
         watch.cancel()
+
+
+def test_sec_22_calls_beyond_the_servers_number_are_refused_at_once(
+    serve_both: Serve, llm: ToyLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwenstack.serving.grpc.server.MAX_CALLS", 4)
+    llm.endless, llm.step_s = True, 0.01
+    with serve_both() as (_, address), grpc.insecure_channel(address) as channel:
+        generation = GenerationServiceStub(channel)
+        endless = pb.GenerateRequest(prompt="x", max_tokens=500)
+        streams = [generation.StreamGenerate(endless) for _ in range(4)]
+        assert all(next(stream).choices for stream in streams)
+        assert code_of(lambda: generation.Generate(HELLO)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        for stream in streams:
+            stream.cancel()
+        wait_until_ok = time.monotonic() + 20
+        llm.endless = False
+        while code_of(lambda: generation.Generate(HELLO)) != OK:
+            assert time.monotonic() < wait_until_ok
 
 
 def test_open_calls_end_when_the_server_stops(serve_both: Serve, llm: ToyLLM) -> None:
