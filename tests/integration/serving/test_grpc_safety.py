@@ -158,6 +158,20 @@ def test_sec_12_a_key_is_shown_in_one_way_once(channel: grpc.Channel, texts: dic
         assert code_of(lambda: models.ListModels(ListModelsRequest(), metadata=metadata)) == code, metadata  # noqa: B023
 
 
+def test_sec_12_who_cannot_be_checked_is_a_stranger_and_learns_nothing(
+    serve_both: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("secret address of the keys")
+
+    with serve_both(api_keys=("sk-right-key",)) as (_, address), grpc.insecure_channel(address) as channel:
+        monkeypatch.setattr("qwenstack.serving.identity.KeyRing.identify", fail)
+        call = GenerationServiceStub(channel).Generate.future(HELLO, metadata=with_key("sk-right-key"))
+        assert call.code() == UNAUTHENTICATED
+        assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+    assert "secret" not in f"{call.details()}{caplog.text}"
+
+
 def test_sec_12_each_call_has_its_tenant_and_a_key_sees_its_models(
     channel: grpc.Channel, texts: dict[str, str], llm: ToyLLM
 ) -> None:
