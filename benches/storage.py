@@ -1,4 +1,4 @@
-"""Measure what keys and the audit log cost: checking a key, writing entries, verifying the chain.
+"""Measure what keys and the audit log cost: checking a key, writing entries, verifying and shortening the chain.
 
 One JSON line, medians of the repetitions, on a new SQLite database in a temporary folder.
 
@@ -21,6 +21,8 @@ CHECKS = 10_000
 BATCH = 2_000
 """Entries of one transaction: a second of the requests that a server should bear."""
 ACTS = 20
+PAGE = 20_000
+"""Entries that are removed in one transaction."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -47,7 +49,13 @@ def measure(folder: Path) -> dict[str, float]:
         "verify_ms": seconds(log.verify) * 1e3,
     }
     database.close()  # which moves the write-ahead log into the file
-    return measured | {"bytes_an_entry": (folder / "q.db").stat().st_size / (ACTS + BATCH)}
+    measured["bytes_an_entry"] = (folder / "q.db").stat().st_size / (ACTS + BATCH)
+    database = open_database(f"sqlite:///{folder / 'q.db'}")
+    log = AuditLog(database)
+    log.append([record] * (PAGE - BATCH))
+    measured["prune_20000_ms"] = seconds(lambda: log.prune(int(time.time() * 1000) + 1, actor="bench")) * 1e3
+    database.close()
+    return measured
 
 
 def main() -> None:

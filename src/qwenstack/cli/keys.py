@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import App, Parameter
 
+from qwenstack.cli.durations import seconds_of
 from qwenstack.cli.options import AsJson, Assignments
 from qwenstack.cli.output import print_json, print_table
 from qwenstack.cli.settings import load_settings
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from qwenstack.storage import ApiKey
 
 keys = App(name="keys", help="Make, list, limit and revoke the API keys of the server.")
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_LIFETIME = re.compile(r"(\d{1,9})([smhd])")
 
 
 @Parameter(name="*")
@@ -193,10 +191,10 @@ def _no_open_key(key_id: str) -> ConfigError:
 
 
 def _seconds_of(text: str) -> float:
-    found = _LIFETIME.fullmatch(text)
-    if found is None or int(found[1]) == 0:
+    lifetime_s = seconds_of(text)
+    if lifetime_s is None:
         raise ConfigError(f"`--expires-in` is {text!r}; give a number with s, m, h or d, such as 90d.")
-    return int(found[1]) * _SECONDS[found[2]]
+    return lifetime_s
 
 
 def _row_of(key: ApiKey) -> dict[str, object]:

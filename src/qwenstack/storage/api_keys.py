@@ -208,7 +208,10 @@ class ApiKeys:
         return None if row is None else _key_of(row)
 
     def revision(self) -> int:
-        """Return how often the keys have changed: cheap to ask, and a reason to take a new snapshot."""
+        """Return a number that no other state of the keys has: cheap to ask, and a reason to take a new snapshot.
+
+        0: no key was ever made.
+        """
         return self._database.read(lambda connection: connection.execute(select(state.c.keys_revision)).scalar_one())
 
     def snapshot(self) -> KeySnapshot:
@@ -223,7 +226,16 @@ class ApiKeys:
 
     def _note(self, connection: Connection, record: AuditRecord) -> None:
         self._audit.append_within(connection, [record])
-        connection.execute(update(state).values(keys_revision=state.c.keys_revision + 1))
+        connection.execute(update(state).values(keys_revision=new_revision()))
+
+
+def new_revision() -> int:
+    """Return what names a new state of the keys.
+
+    A random number, not a count: a database that was put back from a copy, and changed since, has another one than the
+    servers know that saw the changes it no longer has.
+    """
+    return secrets.randbelow(2**62) + 1
 
 
 def is_tenant_name(text: str) -> bool:

@@ -11,9 +11,10 @@ import sqlite3
 from collections.abc import Generator
 from pathlib import Path
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, update
 
 from qwenstack.core.errors import ConfigError, StorageError
+from qwenstack.storage.api_keys import new_revision
 from qwenstack.storage.audit import AuditLog, AuditRecord
 from qwenstack.storage.database import BUSY_TIMEOUT_S, Database, open_database
 from qwenstack.storage.schema import state
@@ -59,7 +60,6 @@ def restore(database: Database, backup: Path, *, actor: str) -> None:
     target = _file_of(database)
     if not backup.is_file():
         raise ConfigError(f"There is no backup {str(backup)!r}.")
-    revision = database.read(lambda connection: connection.execute(select(state.c.keys_revision)).scalar_one())
     prepared = target.with_name(f"{target.name}.restore")
     try:
         prepared.unlink(missing_ok=True)
@@ -67,7 +67,7 @@ def restore(database: Database, backup: Path, *, actor: str) -> None:
         with _connect(backup) as copy, _connect(prepared) as destination:
             copy.backup(destination)
             _check(destination, backup)
-        _prepare(prepared, AuditRecord(actor=actor, action="storage.restore", subject=backup.name), revision)
+        _prepare(prepared, AuditRecord(actor=actor, action="storage.restore", subject=backup.name))
         with _connect(prepared) as copy, _connect(target) as destination:
             copy.backup(destination)  # one transaction of SQLite's
     except (OSError, sqlite3.Error) as error:
@@ -77,13 +77,12 @@ def restore(database: Database, backup: Path, *, actor: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def _prepare(path: Path, record: AuditRecord, revision: int) -> None:
+def _prepare(path: Path, record: AuditRecord) -> None:
     """Bring a copy up to date, note the act, and make its keys look changed to whoever knew the others."""
 
     def note(connection: Connection) -> None:
         AuditLog(copy).append_within(connection, [record])
-        own = connection.execute(select(state.c.keys_revision)).scalar_one()
-        connection.execute(update(state).values(keys_revision=max(own, revision) + 1))
+        connection.execute(update(state).values(keys_revision=new_revision()))
 
     copy = open_database(f"sqlite:///{path}")
     try:

@@ -57,7 +57,8 @@ audit = Table(
     Column("hash", LargeBinary(32), nullable=False),
 )
 
-# The end of the chain, and how often the keys have changed. One row, which whoever appends to the chain locks.
+# The end of the chain, and a random number for each state of the keys (0: none was ever made). One row, which
+# whoever appends to the chain locks.
 state = Table(
     "state",
     metadata,

@@ -30,6 +30,7 @@ COMMANDS = [
     "keys revoke",
     "keys usage",
     "audit",
+    "audit prune",
     "audit show",
     "audit verify",
     "backup",

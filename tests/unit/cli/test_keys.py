@@ -77,7 +77,10 @@ def test_the_log_is_shown_and_checked(path: Path, capsys: pytest.CaptureFixture[
     assert (entry["actor"], entry["details"]["name"]) == ("command line", "a")
     assert main(["audit", "verify", "--json"]) == 0
     checked = json.loads(capsys.readouterr().out)
-    assert checked == {"entries": 1, "hash": entry["hash"], "broken_at": None, "has_expected": True}
+    assert checked == {"entries": 1, "hash": entry["hash"], "broken_at": None} | {
+        "has_expected": True,
+        "pruned_through": 0,
+    }
     assert main(["audit", "verify", "--expect", entry["hash"]]) == 0
     assert main(["audit", "verify", "--expect", "0" * 63 + "1"]) == 1
     assert main(["audit", "verify", "--expect", "short"]) == 2
@@ -85,6 +88,21 @@ def test_the_log_is_shown_and_checked(path: Path, capsys: pytest.CaptureFixture[
     open_database(f"sqlite:///{path}").write(lambda connection: connection.execute(text("DELETE FROM audit")))
     assert main(["audit", "verify"]) == 1
     assert "entry 1" in capsys.readouterr().err
+
+
+def test_the_log_is_shortened_and_says_so(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["keys", "create", "a"])
+    for before in ("1d", "2000-01-01"):
+        capsys.readouterr()
+        assert main(["audit", "prune", "--before", before]) == 0
+        assert capsys.readouterr().out == "removed 0 entries\n"
+    assert main(["audit", "prune", "--before", "2999-12-31", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"removed": 1}
+    assert main(["audit", "verify"]) == 0
+    assert capsys.readouterr().out.startswith("1 entries after entry 1 are whole;")
+    for wrong in ("yesterday", "2026-13-01", "0d", "2026-1-1"):
+        assert main(["audit", "prune", "--before", wrong]) == 2
+        assert "2026-01-31" in capsys.readouterr().err
 
 
 def test_a_log_that_is_not_there_is_not_made(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -236,6 +236,6 @@ async def test_what_cannot_be_written_down_is_not_done(
 ) -> None:
     database.write(lambda connection: connection.exec_driver_sql("DROP TABLE audit"))
     llm.adapters = ("poems",)
-    assert (await admin.post(LOAD, json={"name": "legal", "path": "legal"})).status_code == 500
-    assert (await admin.delete(f"{LOAD}/poems")).status_code == 500
+    assert (await admin.post(LOAD, json={"name": "legal", "path": "legal"})).status_code == 503
+    assert (await admin.delete(f"{LOAD}/poems")).status_code == 503
     assert llm.adapters == ("poems",)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import text
 
+from qwenstack.core.errors import StorageError
 from qwenstack.storage import AuditLog, AuditRecord, Database, open_database
+from qwenstack.storage import audit as audit_module
 
 
 @pytest.fixture
@@ -121,3 +126,118 @@ def test_many_writers_make_one_chain(database: Database) -> None:
         thread.join()
     assert logs[0].verify().num_entries == 80
     assert logs[0].verify().broken_at is None
+
+
+DAY_MS = 86_400_000
+
+
+def grown(database: Database, days: int, per_day: int = 3) -> AuditLog:
+    """A log with some entries of each day, and all of them in one."""
+    for day in range(days):
+        log = AuditLog(database, clock=lambda day=day: day * DAY_MS / 1000)
+        log.append([record(number) for number in range(per_day)])
+    return AuditLog(database, clock=lambda: days * DAY_MS / 1000)
+
+
+def test_what_is_old_is_removed_and_the_rest_stays_one_chain(database: Database) -> None:
+    log = grown(database, days=10)
+    whole = log.verify()
+    hashes = {entry.seq: entry.hash for entry in log.newest()}
+    assert log.prune(4 * DAY_MS, actor="me") == 12
+    kept = log.after(0)
+    assert [entry.seq for entry in kept] == [*range(13, 31), 31]
+    assert {entry.seq: entry.hash for entry in kept[:-1]} == {seq: hashes[seq] for seq in range(13, 31)}
+    note = kept[-1].record
+    assert (note.actor, note.action) == ("me", "audit.prune")
+    details = {"through": 12, "hash": hashes[12].hex(), "num_entries": 12, "before_ms": 4 * DAY_MS}
+    assert note.details == details
+    checked = log.verify(whole.last_hash)
+    assert (checked.num_entries, checked.pruned_through, checked.broken_at, checked.has_expected) == (
+        19,
+        12,
+        None,
+        True,
+    )
+    assert log.verify(hashes[12]).has_expected  # the last that was removed is known by the note
+    assert not log.verify(hashes[11]).has_expected
+    assert log.prune(4 * DAY_MS, actor="me") == 0
+    assert log.newest(1)[0].seq == 31
+
+
+def test_everything_can_be_removed_again_and_again_also_the_notes(database: Database) -> None:
+    log = grown(database, days=2)
+    for later, removed in ((100, 6), (101, 1), (102, 1)):
+        assert log.prune(later * DAY_MS, actor="me") == removed
+        checked = log.verify()
+        assert (checked.num_entries, checked.broken_at) == (1, None)
+    log.append([record(1)])
+    assert log.verify().num_entries == 2
+
+
+def test_a_clock_that_was_set_back_keeps_more_never_less(database: Database) -> None:
+    for at_s in (10.0, 50.0, 20.0, 60.0):
+        AuditLog(database, clock=lambda at_s=at_s: at_s).append([record(1)])
+    log = AuditLog(database, clock=lambda: 70.0)
+    assert log.prune(30_000, actor="me") == 1
+    assert [entry.seq for entry in log.after(0)] == [2, 3, 4, 5]
+
+
+def test_pages_of_removals_are_transactions_of_their_own(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_module, "_PRUNE_PAGE", 4)
+    log = grown(database, days=4)
+    assert log.prune(3 * DAY_MS, actor="me") == 9
+    assert log.verify().broken_at is None
+    assert [entry.record.details["through"] for entry in log.after(12)] == [4, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("statement", "broken_at"),
+    [
+        ("UPDATE audit SET actor = 'x' WHERE seq = 14", 14),
+        ("DELETE FROM audit WHERE seq = 13", 13),
+        ("DELETE FROM audit WHERE seq = 30", 30),
+        ("DELETE FROM audit WHERE seq = 31", 1),  # the note itself
+        ("UPDATE audit SET details = replace(details, '12', '13') WHERE seq = 31", 14),
+        ("UPDATE audit SET details = '{}' WHERE seq = 31", 1),
+        ("UPDATE audit SET details = 'x' WHERE seq = 31", 1),
+        ("UPDATE audit SET action = 'x' WHERE seq = 31", 1),
+    ],
+)
+def test_sec_24_every_change_to_a_shortened_log_is_found(statement: str, broken_at: int, database: Database) -> None:
+    log = grown(database, days=10)
+    log.prune(4 * DAY_MS, actor="me")
+    assert log.verify().broken_at is None
+    database.write(lambda connection: connection.execute(text(statement)))
+    assert log.verify().broken_at == broken_at
+
+
+def test_sec_24_what_was_changed_is_not_removed(database: Database) -> None:
+    log = grown(database, days=3)
+    database.write(lambda connection: connection.execute(text("UPDATE audit SET actor = 'x' WHERE seq = 2")))
+    with pytest.raises(StorageError, match="Entry 2"):
+        log.prune(2 * DAY_MS, actor="me")
+    assert len(log.after(0)) == 9
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=25))
+def test_any_order_of_entries_and_removals_leaves_the_newest_in_one_chain(acts: list[tuple[int, bool]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        database = open_database(f"sqlite:///{folder}/q.db")
+        expected: list[tuple[int, int]] = []  # the model: number and time of what is kept
+        seq = 0
+        for at_s, is_removal in acts:
+            log = AuditLog(database, clock=lambda at_s=at_s: float(at_s))
+            if is_removal:
+                num_old = next((i for i, (_, time_s) in enumerate(expected) if time_s >= at_s), len(expected))
+                assert log.prune(at_s * 1000, actor="me") == num_old
+                expected = expected[num_old:]
+            else:
+                log.append([record(1)])
+            if not is_removal or num_old:
+                seq += 1
+                expected.append((seq, at_s))
+            checked = log.verify()
+            assert (checked.broken_at, checked.num_entries) == (None, len(expected))
+            assert [(entry.seq, entry.at_ms // 1000) for entry in log.after(0)] == expected
+        database.close()

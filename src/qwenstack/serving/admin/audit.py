@@ -52,6 +52,8 @@ class VerificationBody(TypedDict):
     broken_at: int | None
     """The first entry that is missing or changed."""
     has_expected: bool
+    pruned_through: int
+    """The last entry that was taken out on purpose; 0: none was."""
 
 
 def audit_routes(log: AuditLog) -> APIRouter:
@@ -90,6 +92,7 @@ def audit_routes(log: AuditLog) -> APIRouter:
             "last_hash": result.last_hash.hex(),
             "broken_at": result.broken_at,
             "has_expected": result.has_expected,
+            "pruned_through": result.pruned_through,
         }
         return json_response(body)
 
