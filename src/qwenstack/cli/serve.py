@@ -180,6 +180,9 @@ def serve_config(settings: Settings) -> ServeConfig:
         max_response_bytes=settings.storage.max_response_bytes,
         adapters_folder=settings.adapters.folder,
         oidc=oidc_config(settings.oidc),
+        files_dir=settings.storage.files_dir,
+        max_files_bytes=settings.storage.max_files_bytes,
+        max_upload_bytes=settings.storage.max_upload_bytes,
     )
 
 

@@ -190,6 +190,12 @@ class StorageSettings:
     """Stored responses are removed after so many days."""
     max_response_bytes: Annotated[int, Between(low=1 << 20, high=1 << 50)] = 1 << 30
     """Stored responses of a tenant together; the oldest go first."""
+    files_dir: Annotated[Path, Trait.PERSONAL] | None = None
+    """Folder of uploaded files; none: beside the SQLite file. Servers that share PostgreSQL share this folder too."""
+    max_files_bytes: Annotated[int, Between(low=1 << 20, high=1 << 50)] = 10 << 30
+    """Uploaded files of a tenant together."""
+    max_upload_bytes: Annotated[int, Between(low=1 << 10, high=1 << 40)] = 200 << 20
+    """The longest file that is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

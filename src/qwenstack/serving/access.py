@@ -79,6 +79,12 @@ class MetricsRoute(KeyRoute):
     access: ClassVar[Access] = Access.METRICS
 
 
+class UploadRoute(KeyRoute):
+    """A route that takes a file."""
+
+    body: ClassVar[BodyForm] = BodyForm.UPLOAD
+
+
 class ActionRoute(KeyRoute):
     """A route that does something to what its address names."""
 

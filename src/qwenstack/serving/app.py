@@ -35,6 +35,7 @@ from qwenstack.serving.rest.chat import chat_routes
 from qwenstack.serving.rest.completions import completion_routes
 from qwenstack.serving.rest.embeddings import embedding_routes
 from qwenstack.serving.rest.endpoint import Backend, key_router
+from qwenstack.serving.rest.files import file_routes
 from qwenstack.serving.rest.health import health_routes, metrics_routes
 from qwenstack.serving.rest.infill import infill_routes
 from qwenstack.serving.rest.models import model_routes
@@ -118,6 +119,7 @@ def create_app(
         completion_routes(backend),
         embedding_routes(backend),
         response_routes(backend, records.responses),
+        file_routes(records.files),
         anthropic_routes(backend),
         ollama_routes(backend),
         ollama_embedding_routes(backend),

@@ -64,6 +64,9 @@ _POSITIVE_NAMES = (
     "shutdown_timeout_s",
     "retention_days",
     "max_response_bytes",
+    "max_upload_bytes",
+    "upload_timeout_s",
+    "max_files_bytes",
     "lease_s",
 )
 
@@ -128,6 +131,14 @@ class ServeConfig:
     """What tenants keep is removed after this long."""
     max_response_bytes: int = 1 << 30
     """A tenant's stored responses together; the oldest go first."""
+    files_dir: Path | None = None
+    """Where the contents of files are; None: beside a SQLite database, and with PostgreSQL no files are kept."""
+    max_upload_bytes: int = 200 * 1024 * 1024
+    """The longest file."""
+    upload_timeout_s: float = 600.0
+    """A client has this long to send a file."""
+    max_files_bytes: int = 10 << 30
+    """A tenant's files together."""
     lease_s: float = 10.0
     """What a server was doing when it died is another's, or failed, so long after its last sign of life."""
 

@@ -66,6 +66,10 @@ _LABELS = frozenset({"x-request-id"})
 """Headers that decide nothing; of several, the last."""
 
 
+FORM_OVERHEAD_BYTES = 64 * 1024
+"""What a form has around its file: eight parts with headers and fields, twice over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestHead:
     """What the gate looks at."""
@@ -111,7 +115,7 @@ class GateRules:
         # is open to the network and so to key holders alone, every literal address is as good as another.
         self._takes_any_address = not config.is_loopback
         self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
-        self._max_body_bytes = config.max_body_bytes
+        self._limits = body_limits(config)
 
     def judge(
         self, head: RequestHead, access: Access, identity: Identity, form: BodyForm | None = BodyForm.JSON
@@ -161,10 +165,25 @@ class GateRules:
         if head.method in BODY_METHODS and form is not None and not _suits(kind, form):
             text = f"Content type {kind[:100]!r} is not read here; send {_WANTED[form]}."
             return HttpError(415, text, code="unsupported_media_type")
-        length = head.headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > self._max_body_bytes:
-            return body_too_large(self._max_body_bytes)
+        length, most = head.headers.get("content-length", "0"), self._limits[form or BodyForm.JSON].max_bytes
+        if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > most:
+            return body_too_large(most)
         return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyLimit:
+    """How much a client may send, and for how long."""
+
+    max_bytes: int
+    timeout_s: float
+
+
+def body_limits(config: ServeConfig) -> Mapping[BodyForm, BodyLimit]:
+    """Return the limits of each form of body."""
+    plain = BodyLimit(max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+    upload = BodyLimit(max_bytes=config.max_upload_bytes + FORM_OVERHEAD_BYTES, timeout_s=config.upload_timeout_s)
+    return {BodyForm.JSON: plain, BodyForm.NONE: plain, BodyForm.UPLOAD: upload}
 
 
 def body_too_large(limit_bytes: int) -> HttpError:
@@ -263,8 +282,7 @@ class Gate:
         self._callers = callers
         self._limiter = limiter
         self._audit = audit
-        self._max_body_bytes = config.max_body_bytes
-        self._body_timeout_s = config.body_timeout_s
+        self._limits = body_limits(config)
         self._logs_requests = config.log_requests
         self._routes = RouteTable(routes)
         self._request_ids = RequestIds()
@@ -314,7 +332,7 @@ class Gate:
                 if access is Access.INFERENCE:
                     signed.limits_of = identity
                     self._limiter.take_request(identity)
-                await self._app(scope, self._bounded(receive), signed)
+                await self._app(scope, _bounded(receive, self._limits[body_form_of(route)]), signed)
             except Exception as error:  # noqa: BLE001 - nothing that a request causes may stay unanswered
                 answer = answer_error(error, request_id=request_id)
                 if answer.is_our_fault:
@@ -347,27 +365,28 @@ class Gate:
         origin = head.headers.get("origin")
         return origin if origin is not None and self._rules.allows_origin(origin) else None
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """Count the body while it comes, and the time: one that was not announced, or never ends, is bounded too."""
-        received = 0
-        deadline: float | None = asyncio.get_running_loop().time() + self._body_timeout_s
 
-        async def receive_bounded() -> Message:
-            nonlocal received, deadline
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                text = f"The body did not come within {self._body_timeout_s:g} s."
-                raise HttpError(408, text, code="body_timeout", headers={"Connection": "close"}) from None
-            received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                raise body_too_large(self._max_body_bytes)
-            if not message.get("more_body", False):
-                deadline = None  # what comes after the body is the news that the client left, in its own time
-            return message
+def _bounded(receive: Receive, limit: BodyLimit) -> Receive:
+    """Count the body while it comes, and the time: one that was not announced, or never ends, is bounded too."""
+    received = 0
+    deadline: float | None = asyncio.get_running_loop().time() + limit.timeout_s
 
-        return receive_bounded
+    async def receive_bounded() -> Message:
+        nonlocal received, deadline
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            text = f"The body did not come within {limit.timeout_s:g} s."
+            raise HttpError(408, text, code="body_timeout", headers={"Connection": "close"}) from None
+        received += len(message.get("body", b""))
+        if received > limit.max_bytes:
+            raise body_too_large(limit.max_bytes)
+        if not message.get("more_body", False):
+            deadline = None  # what comes after the body is the news that the client left, in its own time
+        return message
+
+    return receive_bounded
 
 
 class _SignedSend:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 from qwenstack.serving.config import ServeConfig
+from qwenstack.serving.files import Files
 from qwenstack.serving.lease import holding
 from qwenstack.serving.responses import Responses
 from qwenstack.serving.service import GenerationService
-from qwenstack.storage import Database, ServerLease, StoredResponses
+from qwenstack.storage import Database, ServerLease, StoredFiles, StoredResponses
 
 logger = logging.getLogger(__name__)
 
@@ -20,25 +22,31 @@ SWEEP_EVERY_S = 600.0
 
 
 class Records:
-    """Responses and what they are kept in."""
+    """Responses and files, and what they are kept in."""
 
     def __init__(self, service: GenerationService, config: ServeConfig, database: Database | None) -> None:
-        """Keep things in `database`; None: nothing is kept."""
+        """Keep things in `database`; None: nothing is kept.
+
+        Raises:
+            StorageError: the folder of the files cannot be used.
+        """
         self._max_response_bytes = config.max_response_bytes
-        self._lease = self._stored = None
+        self._lease = self._stored_responses = None
         if database is not None:
             self._lease = ServerLease(database, lease_s=config.lease_s)
-            self._stored = StoredResponses(database, retention_s=config.retention_days * 86_400)
-        self.responses = Responses(service, self._stored, self._lease)
+            self._stored_responses = StoredResponses(database, retention_s=config.retention_days * 86_400)
+        self._stored_files = _open_files(config, database)
+        self.responses = Responses(service, self._stored_responses, self._lease)
+        self.files = Files(self._stored_files, max_file_bytes=config.max_upload_bytes)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Look after what is kept until the block ends."""
-        if self._lease is None or self._stored is None:
+        if self._lease is None:
             yield
             return
         async with holding(self._lease, self.responses.look_after):
-            sweeping = asyncio.create_task(_sweep(self._stored, self._max_response_bytes))
+            sweeping = asyncio.create_task(self._sweep_now_and_then())
             try:
                 yield
             finally:
@@ -46,13 +54,31 @@ class Records:
                 await asyncio.wait([sweeping])
                 await self.responses.stop()
 
+    async def _sweep_now_and_then(self) -> None:
+        while True:
+            try:
+                num_removed = await asyncio.to_thread(self._sweep)
+                if num_removed:
+                    logger.info("%d things that were kept have expired.", num_removed)
+            except Exception as error:  # noqa: BLE001 - a sweep that ended would keep everything for good
+                logger.error("What has expired is not removed. %s", error)
+            await asyncio.sleep(SWEEP_EVERY_S)
 
-async def _sweep(stored: StoredResponses, max_response_bytes: int) -> None:
-    while True:
-        try:
-            num_removed = await asyncio.to_thread(stored.sweep, max_tenant_bytes=max_response_bytes)
-            if num_removed:
-                logger.info("%d stored responses have expired.", num_removed)
-        except Exception as error:  # noqa: BLE001 - a sweep that ended would keep everything for good
-            logger.error("What has expired is not removed. %s", error)
-        await asyncio.sleep(SWEEP_EVERY_S)
+    def _sweep(self) -> int:
+        num_removed = 0
+        if self._stored_responses is not None:
+            num_removed += self._stored_responses.sweep(max_tenant_bytes=self._max_response_bytes)
+        if self._stored_files is not None:
+            num_removed += self._stored_files.sweep()
+        return num_removed
+
+
+def _open_files(config: ServeConfig, database: Database | None) -> StoredFiles | None:
+    if database is None:
+        return None
+    folder = config.files_dir or _beside(database.path)
+    return None if folder is None else StoredFiles(database, folder, quota_bytes=config.max_files_bytes)
+
+
+def _beside(database_file: Path | None) -> Path | None:
+    return None if database_file is None else database_file.with_name(f"{database_file.stem}-files")

@@ -1,14 +1,16 @@
 """What must outlive a process: API keys, the audit log, what tenants keep and what was used, in SQLite or PostgreSQL.
 
-`open_database` opens or makes a database and brings its tables up to date; `ApiKeys`, `AuditLog`, `UsageRecords` and
-`StoredResponses` are what it holds, `ServerLease` says which servers use it, `back_up` and `restore` copy it. Whatever
-a function here has returned from is on the disk. The package knows nothing of HTTP or of models.
+`open_database` opens or makes a database and brings its tables up to date; `ApiKeys`, `AuditLog`, `UsageRecords`,
+`StoredResponses` and `StoredFiles` are what it holds, `ServerLease` says which servers use it, `back_up` and `restore`
+copy it. Whatever a function here has returned from is on the disk. The package knows nothing of HTTP or of models.
 """
 
 from qwenstack.storage.api_keys import ApiKey, ApiKeys, KeySnapshot, NewKey, is_tenant_name
 from qwenstack.storage.audit import AuditEntry, AuditLog, AuditRecord, Verification
 from qwenstack.storage.backup import back_up, restore
+from qwenstack.storage.content_folder import Draft
 from qwenstack.storage.database import Database, open_database
+from qwenstack.storage.files import FileInUseError, StoredFile, StoredFiles
 from qwenstack.storage.responses import StoredResponse, StoredResponses
 from qwenstack.storage.servers import ServerLease
 from qwenstack.storage.usage import Usage, UsageKey, UsageRecords
@@ -20,9 +22,13 @@ __all__ = [
     "AuditLog",
     "AuditRecord",
     "Database",
+    "Draft",
+    "FileInUseError",
     "KeySnapshot",
     "NewKey",
     "ServerLease",
+    "StoredFile",
+    "StoredFiles",
     "StoredResponse",
     "StoredResponses",
     "Usage",

@@ -15,12 +15,13 @@ from toy_llm import ToyLLM
 
 from qwenstack.core.errors import ConfigError
 from qwenstack.serving import ServeConfig, check_binding, create_app
-from qwenstack.serving.access import KeyRoute, check_routes, declared_access
+from qwenstack.serving.access import BodyForm, KeyRoute, body_form_of, check_routes, declared_access
 from qwenstack.serving.gate import GateRules, RequestHead
 from qwenstack.serving.identity import STRANGER, Access, KeyRing
 
 KEY = "sk-a-long-test-key"
 JSON = {"content-type": "application/json"}
+FORM = {"content-type": "multipart/form-data; boundary=x"}
 
 
 def head(method: str = "POST", scheme: str = "http", **headers: str) -> RequestHead:
@@ -124,6 +125,24 @@ def test_sec_20_a_form_can_never_call_the_api(content_type: str, expected: int |
     assert status(LOCAL, head(content_type=content_type)) == expected
 
 
+def test_sec_20_what_a_body_may_be_is_the_routes_own_word() -> None:
+    form, json = FORM["content-type"], JSON["content-type"]
+
+    def refusal(content_type: str, form: BodyForm, **headers: str) -> int | None:
+        request = head(content_type=content_type, **headers)
+        answer = LOCAL.judge(request, Access.INFERENCE, KeyRing().identify(None, now_ms=0), form)
+        return None if answer is None else answer.status
+
+    assert [refusal(kind, BodyForm.JSON) for kind in (form, json, "")] == [415, None, 415]
+    assert [refusal(kind, BodyForm.UPLOAD) for kind in (form, json, "", "multipart/form-data")] == [None, 415, 415, 415]
+    assert [refusal(kind, BodyForm.NONE) for kind in (form, json, "", "text/plain")] == [415, None, None, 415]
+    assert refusal(form, BodyForm.UPLOAD, origin="http://evil.example") == 403
+    longest = ServeConfig().max_upload_bytes
+    assert refusal(form, BodyForm.UPLOAD, content_length=str(longest)) is None
+    assert refusal(form, BodyForm.UPLOAD, content_length=str(longest + 2**20)) == 413
+    assert refusal(json, BodyForm.NONE, content_length=str(longest)) == 413
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "identity", ""])
 def test_sec_23_compressed_bodies_are_refused(encoding: str) -> None:
     assert status(LOCAL, head(content_encoding=encoding)) == 415
@@ -211,10 +230,11 @@ async def locked() -> AsyncIterator[httpx.AsyncClient]:
 async def test_sec_12_the_census_of_routes_with_and_without_a_key(locked: httpx.AsyncClient) -> None:
     app: FastAPI = create_app(ToyLLM(), ServeConfig())
     for route in app.router.routes:
-        method = "POST" if "POST" in route.methods else "GET"  # type: ignore[attr-defined]
+        (method,) = route.methods - {"HEAD"}  # type: ignore[attr-defined]
         path = route.path.replace("{model_id:path}", "toy/echo")  # type: ignore[attr-defined]
-        stranger = await locked.request(method, path, headers=JSON, content=b"{}")
-        owner = await locked.request(method, path, headers=JSON | {"Authorization": f"Bearer {KEY}"}, content=b"{}")
+        headers = FORM if body_form_of(route) is BodyForm.UPLOAD else JSON
+        stranger = await locked.request(method, path, headers=headers, content=b"{}")
+        owner = await locked.request(method, path, headers=headers | {"Authorization": f"Bearer {KEY}"}, content=b"{}")
         if isinstance(route, KeyRoute):
             assert stranger.status_code == 401, path
             assert stranger.headers["www-authenticate"] == "Bearer"

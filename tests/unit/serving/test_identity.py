@@ -26,6 +26,7 @@ from qwenstack.storage import ApiKeys, AuditLog, AuditRecord, Database, open_dat
 
 JSON = {"content-type": "application/json"}
 KNOWN = Identity(tenant="t", key_id="k", accesses=frozenset({Access.INFERENCE}))
+FORM = {"content-type": "multipart/form-data; boundary=x"}
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -73,7 +74,8 @@ async def test_sec_12_every_route_answers_each_kind_of_caller_as_expected(
             (method,) = route.methods - {"HEAD"}  # type: ignore[attr-defined]
             path = re.sub(r"\{\w+\}", "nothing", route.path.replace("{model_id:path}", "toy/echo"))  # type: ignore[attr-defined]
             for caller, text in texts.items():
-                headers = JSON | ({"Authorization": f"Bearer {text}"} if text else {})
+                form = FORM if body_form_of(route) is BodyForm.UPLOAD else JSON
+                headers = form | ({"Authorization": f"Bearer {text}"} if text else {})
                 answer = await client.request(method, path, headers=headers, content=b"{}")
                 expected = EXPECTED[access].get(caller, 401)
                 # An empty body is wrong, and nothing is there, but for somebody who was let in.
@@ -211,7 +213,7 @@ async def test_requests_are_in_the_audit_log_without_what_users_wrote(
     assert chat.details["request_id"] == answer.headers["x-request-id"]
     assert not any("livez" in record.subject for record in entries)
     assert database.path is not None
-    stored = b"".join(path.read_bytes() for path in database.path.parent.iterdir())
+    stored = b"".join(path.read_bytes() for path in database.path.parent.iterdir() if path.is_file())
     for word in (b"secret wish", b"hidden", b"wrong-and-secret", made.text.partition(".")[2].encode()):
         assert word not in stored
     assert log.verify().broken_at is None

@@ -237,7 +237,9 @@ async def test_what_is_not_to_be_stored_is_not(ask: AsyncOpenAI, database: Datab
     with pytest.raises(openai.NotFoundError):
         await ask.responses.retrieve(made.id)
     assert database.path is not None
-    assert b"secret wish" not in b"".join(path.read_bytes() for path in database.path.parent.iterdir())
+    assert b"secret wish" not in b"".join(
+        path.read_bytes() for path in database.path.parent.iterdir() if path.is_file()
+    )
 
 
 @pytest.mark.anyio
