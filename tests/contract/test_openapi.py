@@ -121,6 +121,7 @@ TEXT = {"prompt": ["你好", "x"], "logprobs": 2, "echo": True, "max_tokens": 10
         ("POST", "/qwen3/generate", {"prompt": "x"}, GenerateResponse),
         ("GET", "/v1/models", None, ModelList),
         ("GET", "/v1/files", None, ErrorBody),
+        ("GET", "/v1/batches", None, ErrorBody),
         ("GET", "/v1/models/default", None, Model),
         ("GET", "/livez", None, Health),
         ("GET", "/readyz", None, Health),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,6 +32,8 @@ from qwenstack.serving.oidc_config import OidcConfig
 from qwenstack.serving.openapi import API_DESCRIPTION, API_VERSION, build_openapi
 from qwenstack.serving.records import Records
 from qwenstack.serving.rest.anthropic import anthropic_routes
+from qwenstack.serving.rest.batch_lines import line_answers
+from qwenstack.serving.rest.batches import batch_routes
 from qwenstack.serving.rest.chat import chat_routes
 from qwenstack.serving.rest.completions import completion_routes
 from qwenstack.serving.rest.embeddings import embedding_routes
@@ -102,7 +105,7 @@ def create_app(
         lifetime=Lifetime(),
         ping_interval_s=config.ping_interval_s,
     )
-    records = Records(service, config, database)
+    records = Records(service, config, database, keys=keys, make_answers=partial(line_answers, backend))
     parts = ServerParts(
         llm=llm,
         backend=backend,
@@ -120,6 +123,7 @@ def create_app(
         embedding_routes(backend),
         response_routes(backend, records.responses),
         file_routes(records.files),
+        batch_routes(records.batches),
         anthropic_routes(backend),
         ollama_routes(backend),
         ollama_embedding_routes(backend),

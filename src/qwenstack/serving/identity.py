@@ -14,7 +14,7 @@ from qwenstack.core.limits import NO_LIMITS, Limits
 from qwenstack.core.scope import Scope
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import HttpError
-from qwenstack.storage import KeySnapshot
+from qwenstack.storage import ApiKey, KeySnapshot
 
 
 class Access(Enum):
@@ -126,16 +126,15 @@ class KeyRing:
         key = self._stored.find(presented or "", now_ms=now_ms)
         is_configured = _is_among(digest, self._digests)  # looked at in any case
         if key is not None:
-            return Identity(
-                tenant=key.tenant,
-                key_id=key.id,
-                accesses=accesses_of(key.scopes),
-                models=key.models,
-                limits=key.limits,
-            )
+            return _holder_of(key)
         if is_configured and presented is not None:
             return Identity(tenant=digest[:8].hex(), accesses=_ALL_BUT_ADMIN)  # a name that tells nothing of the key
         return STRANGER
+
+    def holder(self, key_id: str, *, now_ms: float) -> Identity | None:
+        """Return who holds the stored key of this id; None where it opens nothing any more."""
+        key = self._stored.by_id(key_id, now_ms=now_ms)
+        return None if key is None else _holder_of(key)
 
 
 def refuse_caller(identity: Identity, access: Access) -> HttpError | None:
@@ -151,6 +150,16 @@ def refuse_caller(identity: Identity, access: Access) -> HttpError | None:
         )
     return HttpError(
         403, f"This API key is not for this: it lacks the scope `{access.value}`.", code="insufficient_scope"
+    )
+
+
+def _holder_of(key: ApiKey) -> Identity:
+    return Identity(
+        tenant=key.tenant,
+        key_id=key.id,
+        accesses=accesses_of(key.scopes),
+        models=key.models,
+        limits=key.limits,
     )
 
 

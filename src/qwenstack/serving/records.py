@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 
+from qwenstack.serving.batch_runner import Answer, BatchRunner
+from qwenstack.serving.batches import Batches, BatchStore
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.files import Files
+from qwenstack.serving.identity import KeyRing
 from qwenstack.serving.lease import holding
 from qwenstack.serving.responses import Responses
 from qwenstack.serving.service import GenerationService
-from qwenstack.storage import Database, ServerLease, StoredFiles, StoredResponses
+from qwenstack.storage import Database, ServerLease, StoredBatches, StoredFiles, StoredResponses
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +26,25 @@ SWEEP_EVERY_S = 600.0
 
 
 class Records:
-    """Responses and files, and what they are kept in."""
+    """Responses, files and batches, and what they are kept in."""
 
-    def __init__(self, service: GenerationService, config: ServeConfig, database: Database | None) -> None:
+    def __init__(
+        self,
+        service: GenerationService,
+        config: ServeConfig,
+        database: Database | None,
+        *,
+        keys: KeyRing,
+        make_answers: Callable[[Responses], Mapping[str, Answer]],
+    ) -> None:
         """Keep things in `database`; None: nothing is kept.
+
+        Args:
+            service: makes the answers.
+            config: says where, how much and for how long.
+            database: holds the rows.
+            keys: say what those who made a batch may do by now.
+            make_answers: returns what answers the lines of batches, by endpoint.
 
         Raises:
             StorageError: the folder of the files cannot be used.
@@ -38,6 +57,22 @@ class Records:
         self._stored_files = _open_files(config, database)
         self.responses = Responses(service, self._stored_responses, self._lease)
         self.files = Files(self._stored_files, max_file_bytes=config.max_upload_bytes)
+        answers = make_answers(self.responses)
+        self._retention_s = config.retention_days * 86_400
+        self._stored_batches = self._runner = store = None
+        if database is not None and self._stored_files is not None:
+            self._stored_batches = StoredBatches(database)
+            store = BatchStore(batches=self._stored_batches, files=self._stored_files)
+        self.batches = Batches(store, answers.keys())
+        if store is not None and self._lease is not None:
+            self._runner = BatchRunner(
+                self.batches,
+                store,
+                self._lease,
+                answers=answers,
+                find_caller=lambda key_id: keys.holder(key_id, now_ms=time.time() * 1000),
+                max_line_bytes=config.max_body_bytes,
+            )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -46,12 +81,14 @@ class Records:
             yield
             return
         async with holding(self._lease, self.responses.look_after):
-            sweeping = asyncio.create_task(self._sweep_now_and_then())
+            tasks = [asyncio.create_task(self._sweep_now_and_then())]
+            tasks += [asyncio.create_task(self._runner.run())] if self._runner is not None else []
             try:
                 yield
             finally:
-                sweeping.cancel()
-                await asyncio.wait([sweeping])
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
                 await self.responses.stop()
 
     async def _sweep_now_and_then(self) -> None:
@@ -70,6 +107,8 @@ class Records:
             num_removed += self._stored_responses.sweep(max_tenant_bytes=self._max_response_bytes)
         if self._stored_files is not None:
             num_removed += self._stored_files.sweep()
+        if self._stored_batches is not None:
+            num_removed += self._stored_batches.sweep(retention_s=self._retention_s)
         return num_removed
 
 

@@ -88,6 +88,11 @@ class KeySnapshot:
         is_right = hmac.compare_digest(digest, _digest(secret))
         return key if key is not None and is_right and key.is_valid_at(now_ms) else None
 
+    def by_id(self, key_id: str, *, now_ms: float) -> ApiKey | None:
+        """Return the key of this id, if it is valid: for work that it has begun."""
+        key, _ = self._keys.get(key_id, (None, _NO_DIGEST))
+        return key if key is not None and key.is_valid_at(now_ms) else None
+
 
 class ApiKeys:
     """The keys in a database; each change is in the audit log with it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from openai.types import Batch
 from openai.types.responses import Response
 
 SCRIPT = """
@@ -69,3 +72,70 @@ def test_a_background_response_of_a_killed_server_has_failed_and_the_others_are_
         assert client.responses.retrieve(whole.id) == whole
         with pytest.raises(openai.NotFoundError):
             client.responses.retrieve("resp_" + "0" * 32)
+
+
+NUM_LINES = 1000
+NUM_KILLS = 3
+
+
+def test_a_batch_of_a_thousand_lines_survives_three_deaths_and_answers_each_line_once(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    url = f"sqlite:///{tmp_path / 'q.db'}"
+    lines = [
+        {
+            "custom_id": f"line-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            # Every tenth is wrong, and its answer is an error.
+            "body": {
+                "messages": [{"role": "user", "content": str(number)}],
+                "temperature": 9 if number % 10 == 9 else 0,
+            },
+        }
+        for number in range(NUM_LINES)
+    ]
+    written = "\n".join(json.dumps(line) for line in lines).encode()
+    batch_id, ends = "", sorted(rng.sample(range(50, NUM_LINES - 50), NUM_KILLS))
+    for end in ends:
+        with server(url) as client:
+            if not batch_id:
+                file = client.files.create(file=("lines.jsonl", written), purpose="batch")
+                batch_id = client.batches.create(
+                    input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+                ).id
+            reach(client, batch_id, end)
+    with server(url) as client:
+        batch = reach(client, batch_id, NUM_LINES)
+        while batch.status != "completed":
+            time.sleep(0.1)
+            batch = client.batches.retrieve(batch_id)
+            assert batch.status in {"in_progress", "finalizing", "completed"}
+        assert batch.request_counts is not None
+        assert batch.request_counts.to_dict() == {"total": NUM_LINES, "completed": 900, "failed": 100}
+        assert batch.output_file_id is not None
+        assert batch.error_file_id is not None
+        answers, errors = (
+            [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
+            for file_id in (batch.output_file_id, batch.error_file_id)
+        )
+    assert [line["custom_id"] for line in answers] == [f"line-{n}" for n in range(NUM_LINES) if n % 10 != 9]
+    for line in answers:
+        text = line["response"]["body"]["choices"][0]["message"]["content"]
+        assert text == f"echo: [user] {line['custom_id'].removeprefix('line-')}"
+    assert [line["custom_id"] for line in errors] == [f"line-{n}" for n in range(9, NUM_LINES, 10)]
+    assert {line["response"]["status_code"] for line in errors} == {400}
+    assert len({line["id"] for line in [*answers, *errors]}) == NUM_LINES
+
+
+def reach(client: openai.OpenAI, batch_id: str, num_lines: int) -> Batch:
+    """Wait until so many lines are answered."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        batch = client.batches.retrieve(batch_id)
+        counts = batch.request_counts
+        if counts is not None and counts.completed + counts.failed >= num_lines:
+            return batch
+        time.sleep(0.02)
+    pytest.fail("the batch does not go on")

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
 from qwenstack.core.outputs import CompletionOutput, TokenLogprob
+from qwenstack.serving.identity import Identity
 from qwenstack.serving.rest.endpoint import (
     Backend,
     generation_responses,
@@ -47,7 +48,7 @@ def chat_routes(backend: Backend) -> APIRouter:
     )
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """Go on with a conversation, whole or as a stream."""
-        job = await _read_request(backend.service, body, request)
+        job = await read_chat_request(backend.service, body, identity_of(request), request_id_of(request))
         if body.stream:
             return backend.stream(request, stream_chat(backend.service, job, wants_usage=body.wants_usage))
         return json_response(await backend.run(request, complete_chat(backend.service, job)))
@@ -55,13 +56,20 @@ def chat_routes(backend: Backend) -> APIRouter:
     return router
 
 
-async def _read_request(service: GenerationService, body: ChatCompletionRequest, request: Request) -> GenerationJob:
-    caller = identity_of(request)
+async def read_chat_request(
+    service: GenerationService, body: ChatCompletionRequest, caller: Identity, request_id: str
+) -> GenerationJob:
+    """Check a request and turn it into a job.
+
+    Raises:
+        RequestError: it is wrong.
+    """
     options = body.request_options(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
     params = service.choose_params(body.sampling_changes(), max_tokens_field=body.max_tokens_field)
     prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking())
-    request_id = f"chatcmpl-{request_id_of(request)}"
-    return GenerationJob(request_id=request_id, prompts=[prompt], params=params, options=options, caller=caller)
+    return GenerationJob(
+        request_id=f"chatcmpl-{request_id}", prompts=[prompt], params=params, options=options, caller=caller
+    )
 
 
 async def complete_chat(service: GenerationService, job: GenerationJob) -> ChatCompletion:

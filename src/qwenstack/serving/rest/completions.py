@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
 from qwenstack.core.outputs import RequestOutput
+from qwenstack.serving.identity import Identity
 from qwenstack.serving.rest.endpoint import (
     Backend,
     generation_responses,
@@ -45,18 +46,24 @@ def completion_routes(backend: Backend) -> APIRouter:
     )
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Go on with one or more texts, whole or as a stream."""
-        job = await _read_request(backend.service, body, request)
+        job = await read_completion_request(backend.service, body, identity_of(request), request_id_of(request))
         echo = bool(body.echo)
         if body.stream:
             events = _stream_events(backend.service, job, echo=echo, wants_usage=body.wants_usage)
             return backend.stream(request, events)
-        return json_response(await backend.run(request, _complete(backend.service, job, echo=echo)))
+        return json_response(await backend.run(request, complete_text(backend.service, job, echo=echo)))
 
     return router
 
 
-async def _read_request(service: GenerationService, body: CompletionRequest, request: Request) -> GenerationJob:
-    caller = identity_of(request)
+async def read_completion_request(
+    service: GenerationService, body: CompletionRequest, caller: Identity, request_id: str
+) -> GenerationJob:
+    """Check a request and turn it into a job.
+
+    Raises:
+        RequestError: it is wrong.
+    """
     options = body.request_options(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
     params = service.choose_params(body.sampling_changes(), max_tokens=DEFAULT_MAX_TOKENS)
     if body.suffix is not None:
@@ -67,11 +74,13 @@ async def _read_request(service: GenerationService, body: CompletionRequest, req
             await service.read_text(prompt) if isinstance(prompt, str) else service.read_tokens(prompt)
             for prompt in body.prompts()
         ]
-    request_id = f"cmpl-{request_id_of(request)}"
-    return GenerationJob(request_id=request_id, prompts=prompts, params=params, options=options, caller=caller)
+    return GenerationJob(
+        request_id=f"cmpl-{request_id}", prompts=prompts, params=params, options=options, caller=caller
+    )
 
 
-async def _complete(service: GenerationService, job: GenerationJob, *, echo: bool) -> Completion:
+async def complete_text(service: GenerationService, job: GenerationJob, *, echo: bool) -> Completion:
+    """Run a job to its end, and write it; `echo`: with the prompts."""
     created = int(time.time())
     tally = UsageTally(job)
     outputs = await service.complete(job, tally)

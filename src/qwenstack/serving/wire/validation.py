@@ -5,13 +5,29 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 from fastapi.exceptions import RequestValidationError as ValidationFailure
+from pydantic import BaseModel, ValidationError
 
 from qwenstack.core.errors import RequestError
 
-__all__ = ["ValidationFailure", "describe_failure"]
+__all__ = ["ValidationFailure", "describe_failure", "read_body"]
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def read_body(model: type[ModelT], document: object) -> ModelT:
+    """Read a body that did not come over HTTP as one that did.
+
+    Raises:
+        ValidationFailure: it is wrong.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        complaints = [{**complaint, "loc": ("body", *complaint["loc"])} for complaint in error.errors()]
+        raise ValidationFailure(complaints, body=document) from None
 
 
 class _ShortRepr(reprlib.Repr):

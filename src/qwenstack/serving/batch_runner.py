@@ -1,0 +1,314 @@
+"""Runs batches in the server's process, at the lowest priority, a few lines at a time.
+
+A line is answered by the same code as a request over HTTP, as the caller who made the batch. What is answered is in the
+database before the next line begins, so that a server that dies has to answer again only what it was at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import BinaryIO
+
+import msgspec
+
+from qwenstack.core.errors import StorageError
+from qwenstack.logs import RequestContext, request_context
+from qwenstack.serving.batch_input import InputLines, LinePlace, check_lines, read_line_body
+from qwenstack.serving.batches import Batches, BatchStore, SavedCaller
+from qwenstack.serving.errors import HttpError
+from qwenstack.serving.failure_log import log_failure
+from qwenstack.serving.identity import Access, Identity
+from qwenstack.serving.wire.batches import LineError, error_body, write_answer, write_unanswered
+from qwenstack.serving.wire.errors import ErrorAnswer, answer_error
+from qwenstack.serving.wire.files import BATCH_LIFETIME_S
+from qwenstack.storage import BatchStatus, Draft, ServerLease, StoredBatch, StoredFile
+
+logger = logging.getLogger(__name__)
+
+MOST_BATCHES = 4
+"""At one time, of different tenants."""
+LINES_AT_ONCE = 4
+"""Of one batch: enough for a step of the engine to be worth it, few beside its 64 seats."""
+MOST_FAILURES = 3
+"""After so many failures of our own a line's answer is the failure."""
+LONGEST_WAIT_S = 30.0
+"""Between two tries where there is no room."""
+WATCH_EVERY_S = 0.5
+"""A batch that was cancelled is noticed so soon, however long its lines take."""
+
+Answer = Callable[[object, Identity, str], Awaitable[object]]
+"""Answers a line's body as a caller, under a request id, or raises what a request would be refused with."""
+FindCaller = Callable[[str], Identity | None]
+"""Returns who holds the key of this id now; None where it opens nothing any more."""
+
+
+class BatchRunner:
+    """Takes one batch after the other and runs it."""
+
+    def __init__(
+        self,
+        batches: Batches,
+        store: BatchStore,
+        lease: ServerLease,
+        *,
+        answers: Mapping[str, Answer],
+        find_caller: FindCaller,
+        max_line_bytes: int,
+    ) -> None:
+        """Run what is in `store` as the server that holds `lease`; `answers` are by endpoint."""
+        self._batches = batches
+        self._store = store
+        self._lease = lease
+        self._answers = answers
+        self._find_caller = find_caller
+        self._max_line_bytes = max_line_bytes
+        self._running: dict[asyncio.Task[None], StoredBatch] = {}
+
+    async def run(self) -> None:
+        """Run batches until this is cancelled; those that are not finished are left to others then."""
+        try:
+            while True:
+                self._batches.news.clear()
+                with contextlib.suppress(TimeoutError):
+                    await self._take_what_there_is()
+                    async with asyncio.timeout(self._lease.lease_s / 3):
+                        await self._batches.news.wait()
+        finally:
+            for task in self._running:
+                task.cancel()
+            if self._running:
+                await asyncio.wait(self._running)
+            with contextlib.suppress(Exception):  # then others have them when the lease ends
+                await asyncio.to_thread(self._store.batches.release, self._lease.id)
+
+    async def _take_what_there_is(self) -> None:
+        while len(self._running) < MOST_BATCHES:
+            running = list(self._running.values())
+            try:
+                batch = await asyncio.to_thread(
+                    self._store.batches.claim,
+                    self._lease.id,
+                    running=[batch.id for batch in running],
+                    busy_tenants=[batch.tenant for batch in running],
+                )
+            except Exception as error:  # noqa: BLE001 - the database is away; it is asked again
+                logger.error("Batches are not looked for. %s", error)
+                return
+            if batch is None:
+                return
+            task = asyncio.create_task(self._run_safely(batch))
+            self._running[task] = batch
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._batches.news.set()
+
+    async def _run_safely(self, batch: StoredBatch) -> None:
+        try:
+            await self._run_batch(batch)
+        except Exception as error:  # noqa: BLE001 - the others go on, and this one is taken up again
+            log_failure(error, batch.id)
+            await asyncio.sleep(self._lease.lease_s / 3)
+
+    async def _run_batch(self, batch: StoredBatch) -> None:
+        """Bring a batch from wherever it is to its end, or until it is somebody else's."""
+        try:
+            content = await asyncio.to_thread(self._open_input, batch)
+        except FileNotFoundError:
+            gone: LineError = {"code": "file_not_found", "line": None, "message": "The file is gone.", "param": None}
+            await self._end(batch, "failed", errors=msgspec.json.encode([gone]).decode())
+            return
+        with content:
+            lines = await asyncio.to_thread(
+                check_lines, content, endpoint=batch.endpoint, max_line_bytes=self._max_line_bytes
+            )
+            if lines.errors:
+                await self._end(batch, "failed", errors=msgspec.json.encode(lines.errors).decode())
+                return
+            total = {"num_total": len(lines.places)}
+            await asyncio.to_thread(
+                self._store.batches.advance, batch.id, self._lease.id, since="validating", to="in_progress", **total
+            )
+            await self._answer_lines(batch, content, lines)
+        await self._conclude(batch, lines)
+
+    def _open_input(self, batch: StoredBatch) -> BinaryIO:
+        file = self._store.files.find(batch.input_file_id, tenant=batch.tenant)
+        if file is None:
+            raise FileNotFoundError(batch.input_file_id)
+        return self._store.files.open(file)
+
+    async def _answer_lines(self, batch: StoredBatch, content: BinaryIO, lines: InputLines) -> None:
+        """Answer what is not answered, until all is, the time is over, or the batch is not in progress any more."""
+        answered = await asyncio.to_thread(self._store.batches.answered, batch.id)
+        waiting = iter([place for place in lines.places if place.number not in answered])
+        workers = [asyncio.create_task(self._work(batch, content, waiting)) for _ in range(LINES_AT_ONCE)]
+        watch = asyncio.create_task(self._watch(batch))
+        working = asyncio.gather(*workers)
+        try:
+            await asyncio.wait([working, watch], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            working.cancel()
+            watch.cancel()
+            await asyncio.wait([*workers, watch])
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await working
+
+    async def _watch(self, batch: StoredBatch) -> None:
+        """Return when the batch is to be stopped."""
+        while time.time() * 1000 < batch.expires_at_ms:
+            if not await asyncio.to_thread(self._store.batches.is_going_on, batch.id, self._lease.id):
+                return
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    async def _work(self, batch: StoredBatch, content: BinaryIO, waiting: Iterator[LinePlace]) -> None:
+        for place in waiting:
+            line, is_error = await self._answer_line(batch, content, place)
+            is_kept = await asyncio.to_thread(
+                self._store.batches.answer,
+                batch.id,
+                self._lease.id,
+                number=place.number,
+                line=line,
+                is_error=is_error,
+            )
+            if not is_kept:
+                return
+
+    async def _answer_line(self, batch: StoredBatch, content: BinaryIO, place: LinePlace) -> tuple[str, bool]:
+        """Return the output line, and whether it tells of an error; what may go better in a moment is tried again."""
+        num_failures, wait_s = 0, 1.0
+        while True:
+            request_id = secrets.token_hex(16)
+            try:
+                caller = self._caller_of(batch)
+                with request_context(RequestContext(request_id=request_id, tenant=caller.tenant, key_id=caller.key_id)):
+                    body = await asyncio.to_thread(read_line_body, content, place)
+                    answer = await self._answers[batch.endpoint](body, caller, request_id)
+            except Exception as error:  # noqa: BLE001 - nothing that a line causes may end the batch
+                refusal = answer_error(error, request_id=request_id)
+                if refusal.is_our_fault:
+                    log_failure(error, request_id)
+                num_failures += refusal.status >= 500 and not _is_busy(refusal)
+                if not _is_busy(refusal) and not 0 < num_failures < MOST_FAILURES:
+                    line = write_answer(
+                        place.custom_id,
+                        request_id=request_id,
+                        status=refusal.status,
+                        body=error_body(refusal.detail),
+                    )
+                    return line, True
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            else:
+                return write_answer(place.custom_id, request_id=request_id, status=200, body=answer), False
+
+    def _caller_of(self, batch: StoredBatch) -> Identity:
+        """Return who made the batch, with what they may do now.
+
+        Raises:
+            HttpError: their key opens nothing any more.
+        """
+        saved = msgspec.json.decode(batch.caller, type=SavedCaller)
+        if not saved.key_id:
+            models = None if saved.models is None else frozenset(saved.models)
+            return Identity(tenant=batch.tenant, accesses=frozenset({Access.INFERENCE}), models=models)
+        caller = self._find_caller(saved.key_id)
+        if caller is None or not caller.may(Access.INFERENCE):
+            text = "The key that made this batch was revoked, or has expired."
+            raise HttpError(401, text, code="invalid_api_key")
+        return caller
+
+    async def _conclude(self, batch: StoredBatch, lines: InputLines) -> None:
+        """Write the files of a batch that has no more to be answered, and end it."""
+        store, own = self._store.batches, self._lease.id
+        now = await asyncio.to_thread(store.find, batch.id, tenant=batch.tenant)
+        if now is None or now.owner != own:
+            return  # another server's by now
+        if now.status == "in_progress":
+            is_over = now.num_completed + now.num_failed < now.num_total
+            if is_over and time.time() * 1000 < batch.expires_at_ms:
+                return  # it was stopped for a reason that is gone; it is taken up again
+            if not is_over:
+                await asyncio.to_thread(store.advance, batch.id, own, since="in_progress", to="finalizing")
+                await self._end(batch, "completed", lines=lines)
+            else:
+                await self._end(batch, "expired", lines=lines)
+        elif now.status == "finalizing":
+            await self._end(batch, "completed", lines=lines)
+        elif now.status == "cancelling":
+            await self._end(batch, "cancelled", lines=lines)
+
+    async def _end(
+        self, batch: StoredBatch, to: BatchStatus, *, lines: InputLines | None = None, errors: str | None = None
+    ) -> None:
+        await asyncio.to_thread(self._write_end, batch, to, lines, errors)
+
+    def _write_end(self, batch: StoredBatch, to: BatchStatus, lines: InputLines | None, errors: str | None) -> None:
+        """Write what was answered into files, and end the batch with them, all or nothing."""
+        store, own = self._store.batches, self._lease.id
+        now = store.find(batch.id, tenant=batch.tenant)
+        if now is None:
+            return
+        drafts: list[Draft] = []
+        is_ended = False
+        try:
+            output = self._write_file(batch, store.answers(batch.id, is_error=False), "output", drafts)
+            failures = self._write_file(batch, self._failures_of(batch, to, lines), "error", drafts)
+            is_ended = store.finish(
+                batch.id, own, since=now.status, to=to, output=output, failures=failures, errors=errors
+            )
+        except StorageError:
+            is_ended = True  # perhaps: whether the last write came through is not known, and the sweep finds out
+            raise
+        finally:
+            for draft in drafts if not is_ended else ():
+                draft.discard()
+
+    def _failures_of(self, batch: StoredBatch, to: BatchStatus, lines: InputLines | None) -> Iterator[str]:
+        yield from self._store.batches.answers(batch.id, is_error=True)
+        if to != "expired" or lines is None:
+            return
+        answered = self._store.batches.answered(batch.id)
+        for place in lines.places:
+            if place.number not in answered:
+                yield write_unanswered(
+                    place.custom_id,
+                    request_id=secrets.token_hex(16),
+                    code="batch_expired",
+                    message="This request was not answered before the batch expired.",
+                )
+
+    def _write_file(
+        self, batch: StoredBatch, lines: Iterator[str], kind: str, drafts: list[Draft]
+    ) -> StoredFile | None:
+        """Write lines into a file; None where there are none."""
+        draft: Draft | None = None
+        for line in lines:
+            if draft is None:
+                draft = self._store.files.begin()
+                drafts.append(draft)
+            draft.write(line.encode() + b"\n")
+        if draft is None:
+            return None
+        draft.seal()
+        return self._store.files.describe(
+            draft,
+            tenant=batch.tenant,
+            purpose="batch_output",
+            filename=f"{batch.id}_{kind}.jsonl",
+            lifetime_s=BATCH_LIFETIME_S,
+        )
+
+
+def _is_busy(refusal: ErrorAnswer) -> bool:
+    """Whether the same may be answered in a moment."""
+    return refusal.status in {429, 503}

@@ -1,0 +1,229 @@
+"""Batches: the official client against the application in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from fastapi import FastAPI
+from openai import AsyncOpenAI
+from openai.types import Batch
+from toy_llm import FULL, ToyLLM
+
+from qwenstack.core.request_options import MAX_PRIORITY
+from qwenstack.serving import ServeConfig, create_app
+from qwenstack.storage import ApiKeys, Database, open_database
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return open_database(f"sqlite:///{tmp_path / 'q.db'}")
+
+
+@pytest.fixture
+def config() -> ServeConfig:
+    return ServeConfig(max_body_bytes=2000)
+
+
+def official(app: FastAPI, key: str) -> AsyncOpenAI:
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app))
+    return AsyncOpenAI(base_url="http://localhost/v1", api_key=key, http_client=http, max_retries=0)
+
+
+@pytest.fixture
+async def ask(llm: ToyLLM, config: ServeConfig, database: Database) -> AsyncIterator[AsyncOpenAI]:
+    app = create_app(llm, config, database=database)
+    async with app.router.lifespan_context(app):
+        yield official(app, "any")
+
+
+def chat(name: str, text: str = "x", **fields: object) -> dict[str, object]:
+    body = {"messages": [{"role": "user", "content": text}], **fields}
+    return {"custom_id": name, "method": "POST", "url": CHAT, "body": body}
+
+
+async def begin(ask: AsyncOpenAI, lines: Sequence[object], *, endpoint: Any = CHAT) -> Batch:
+    written = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    file = await ask.files.create(file=("lines.jsonl", written.encode()), purpose="batch")
+    return await ask.batches.create(
+        input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"a": "b"}
+    )
+
+
+async def ended(ask: AsyncOpenAI, batch: Batch) -> Batch:
+    async with asyncio.timeout(60):
+        while batch.status in {"validating", "in_progress", "finalizing", "cancelling"}:
+            await asyncio.sleep(0.02)
+            batch = await ask.batches.retrieve(batch.id)
+    return batch
+
+
+async def lines_of(ask: AsyncOpenAI, file_id: str | None) -> list[Any]:
+    return (
+        [] if file_id is None else [json.loads(line) for line in (await ask.files.content(file_id)).text.splitlines()]
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "你好"}]}),
+        ("/v1/completions", {"prompt": "你好", "max_tokens": 100}),
+        ("/v1/responses", {"input": "你好"}),
+    ],
+)
+async def test_a_line_is_answered_as_a_request_is_after_all_others(
+    ask: AsyncOpenAI, llm: ToyLLM, endpoint: str, body: dict[str, object]
+) -> None:
+    direct: Any = await ask.post(endpoint.removeprefix("/v1"), cast_to=object, body=body)
+    line = {"custom_id": "1", "method": "POST", "url": endpoint, "body": body}
+    batch = await ended(ask, await begin(ask, [line], endpoint=endpoint))
+    assert (batch.status, batch.metadata, batch.error_file_id) == ("completed", {"a": "b"}, None)
+    (answer,) = await lines_of(ask, batch.output_file_id)
+    assert (answer["custom_id"], answer["error"], answer["response"]["status_code"]) == ("1", None, 200)
+    assert told(answer["response"]["body"]) == told(direct)
+    assert llm.options[-1].priority == MAX_PRIORITY
+    times = [batch.created_at, batch.in_progress_at, batch.finalizing_at, batch.completed_at, batch.expires_at]
+    assert times == sorted(time for time in times if time is not None)
+    assert [listed.id async for listed in ask.batches.list()] == [batch.id]
+
+
+def told(body: Any) -> Any:
+    """An answer without its ids and times."""
+    if isinstance(body, dict):
+        return {
+            key: told(value)
+            for key, value in body.items()
+            if key not in {"id", "created", "created_at", "completed_at"}
+        }
+    return [told(item) for item in body] if isinstance(body, list) else body
+
+
+@pytest.mark.anyio
+async def test_every_wrong_line_of_a_file_is_told_and_none_is_answered(ask: AsyncOpenAI, llm: ToyLLM) -> None:
+    wrong: list[tuple[object, str]] = [
+        ("nonsense", "invalid_json"),
+        (chat("same"), ""),
+        (chat("same"), "duplicate_custom_id"),
+        ({**chat("url"), "url": "/v1/completions"}, "mismatched_url"),
+        ({**chat("method"), "method": "GET"}, "invalid_value"),
+        ({key: value for key, value in chat("x").items() if key != "body"}, "missing_required_parameter"),
+        (chat(""), "invalid_value"),
+        (chat("long", "x" * 3000), "line_too_long"),
+        ("", ""),
+        (chat("fine"), ""),
+    ]
+    batch = await ended(ask, await begin(ask, [line for line, _ in wrong]))
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    expected = [(number, code) for number, (_, code) in enumerate(wrong, 1) if code]
+    assert [(error.line, error.code) for error in batch.errors.data] == expected
+    assert llm.prompts == []
+    empty = await ended(ask, await begin(ask, [""]))
+    assert empty.errors is not None
+    assert empty.errors.data is not None
+    assert [error.code for error in empty.errors.data] == ["empty_file"]
+
+
+@pytest.mark.anyio
+async def test_what_a_request_would_be_refused_with_is_in_the_error_file(ask: AsyncOpenAI) -> None:
+    lines = [chat("ok"), chat("t", temperature=9), chat("m", model="none"), chat("s", stream=True), chat("f", x=1)]
+    batch = await ended(ask, await begin(ask, lines))
+    assert [line["custom_id"] for line in await lines_of(ask, batch.output_file_id)] == ["ok"]
+    errors = await lines_of(ask, batch.error_file_id)
+    assert [(line["custom_id"], line["response"]["status_code"]) for line in errors] == [
+        ("t", 400),
+        ("m", 404),
+        ("s", 400),
+        ("f", 400),
+    ]
+    assert [line["response"]["body"]["error"]["param"] for line in errors] == ["temperature", "model", "stream", "x"]
+
+
+@pytest.mark.anyio
+async def test_lines_wait_where_there_is_no_room(ask: AsyncOpenAI, llm: ToyLLM) -> None:
+    llm.error = FULL
+    begun = await begin(ask, [chat("a")])
+    async with asyncio.timeout(20):
+        while not llm.prompts:
+            await asyncio.sleep(0.01)
+    llm.error = None
+    batch = await ended(ask, begun)
+    assert batch.request_counts is not None
+    assert (batch.status, batch.request_counts.completed) == ("completed", 1)
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_batch_stops_and_keeps_what_was_answered(ask: AsyncOpenAI, llm: ToyLLM) -> None:
+    llm.step_s = 0.002
+    begun = await begin(ask, [chat(str(number)) for number in range(200)])
+    async with asyncio.timeout(30):
+        while (await ask.batches.retrieve(begun.id)).request_counts.completed == 0:  # type: ignore[union-attr]
+            await asyncio.sleep(0.02)
+    with pytest.raises(openai.ConflictError, match="reads the file"):
+        await ask.files.delete(begun.input_file_id)
+    assert (await ask.batches.cancel(begun.id)).status == "cancelling"
+    batch = await ended(ask, begun)
+    assert (batch.status, llm.num_open) == ("cancelled", 0)
+    assert batch.request_counts is not None
+    assert len(await lines_of(ask, batch.output_file_id)) == batch.request_counts.completed < 200
+    assert (await ask.batches.cancel(begun.id)).status == "cancelled"
+    await ask.files.delete(begun.input_file_id)
+
+
+@pytest.mark.anyio
+async def test_wrong_wishes_are_refused_by_name(ask: AsyncOpenAI) -> None:
+    file = await ask.files.create(file=("f", b"x"), purpose="user_data")
+    wish: Any = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
+    with pytest.raises(openai.BadRequestError, match="with the purpose 'batch'"):
+        await ask.batches.create(**wish)
+    for change, status in (
+        ({"endpoint": "/v1/images/generations"}, 400),
+        ({"completion_window": "1h"}, 400),
+        ({"input_file_id": "file-" + "0" * 32}, 404),
+    ):
+        with pytest.raises(openai.APIStatusError) as error:
+            await ask.batches.create(**(wish | change))
+        assert error.value.status_code == status
+
+
+@pytest.mark.anyio
+async def test_sec_12_a_batch_may_what_its_key_may_when_a_line_is_answered(
+    llm: ToyLLM, config: ServeConfig, database: Database
+) -> None:
+    keys = ApiKeys(database)
+    narrow = keys.create(name="n", tenant="ours", actor="me", models=["another"])
+    gone = keys.create(name="n", tenant="gone", actor="me")
+    other = keys.create(name="n", tenant="theirs", actor="me")
+    stopped = create_app(llm, config, database=database)  # takes batches and runs none
+    begun = [await begin(official(stopped, key.text), [chat("a")]) for key in (narrow, gone)]
+    keys.revoke(gone.key.id, actor="me")
+    heir = keys.create(name="n", tenant="gone", actor="me")
+    app = create_app(llm, config, database=database)
+    async with app.router.lifespan_context(app):
+        for key, batch, code in ((narrow, begun[0], "model_not_allowed"), (heir, begun[1], "invalid_api_key")):
+            ask = official(app, key.text)
+            (line,) = await lines_of(ask, (await ended(ask, batch)).error_file_id)
+            assert line["response"]["body"]["error"]["code"] == code
+        stranger = official(app, other.text)
+        for wish in (stranger.batches.retrieve(begun[0].id), stranger.batches.cancel(begun[0].id)):
+            with pytest.raises(openai.NotFoundError):
+                await wish
+        assert [batch async for batch in stranger.batches.list()] == []
+        with pytest.raises(openai.NotFoundError):
+            await begin_with(stranger, begun[0].input_file_id)
+    assert llm.prompts == []
+
+
+async def begin_with(ask: AsyncOpenAI, file_id: str) -> Batch:
+    return await ask.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")

@@ -1,0 +1,130 @@
+"""Stored batches: one server runs each, and each line has one answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwenstack.core.errors import RequestError, StorageError
+from qwenstack.storage import Database, ServerLease, StoredBatch, StoredBatches, StoredFile, StoredFiles, open_database
+from qwenstack.storage.batches import MOST_UNFINISHED
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return open_database(f"sqlite:///{tmp_path / 'q.db'}")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(database: Database, clock: Clock) -> StoredBatches:
+    return StoredBatches(database, clock=clock)
+
+
+@pytest.fixture
+def file(tmp_path: Path, database: Database) -> StoredFile:
+    files = StoredFiles(database, tmp_path / "files", quota_bytes=100)
+    return files.keep(files.begin(), tenant="t", purpose="batch", filename="f")
+
+
+def batch(name: str, file: StoredFile, *, tenant: str = "t") -> StoredBatch:
+    return StoredBatch(
+        id=name,
+        tenant=tenant,
+        caller="{}",
+        endpoint="/v1/x",
+        input_file_id=file.id,
+        metadata="{}",
+        created_at_ms=5,
+        expires_at_ms=10**12,
+    )
+
+
+def lease_of(database: Database, clock: Clock) -> ServerLease:
+    lease = ServerLease(database, lease_s=10, clock=clock)
+    lease.renew()
+    return lease
+
+
+def test_two_servers_never_run_one_batch(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile
+) -> None:
+    first, second = (lease_of(database, clock) for _ in range(2))
+    assert store.create(batch("b", file))
+    claimed = store.claim(first.id)
+    assert claimed is not None
+    assert store.claim(second.id) is None
+    assert store.claim(first.id, running=["b"]) is None
+    assert store.advance("b", first.id, since="validating", to="in_progress", num_total=2)
+    assert store.answer("b", first.id, number=1, line="one", is_error=False)
+    clock.now += 10.1
+    second.renew()
+    taken = store.claim(second.id)
+    assert taken is not None
+    assert (taken.status, taken.num_completed) == ("in_progress", 1)
+    # The first one comes back to life, and its writes count no more.
+    assert not store.is_going_on("b", first.id)
+    assert not store.answer("b", first.id, number=2, line="late", is_error=False)
+    assert not store.advance("b", first.id, since="in_progress", to="finalizing")
+    assert store.answered("b") == {1}
+    assert store.answer("b", second.id, number=2, line="two", is_error=True)
+    with pytest.raises(StorageError):
+        store.answer("b", second.id, number=2, line="again", is_error=False)
+    assert list(store.answers("b", is_error=False)) == ["one"]
+    assert list(store.answers("b", is_error=True)) == ["two"]
+    found = store.find("b", tenant="t")
+    assert found is not None
+    assert (found.num_total, found.num_completed, found.num_failed) == (2, 1, 1)
+
+
+def test_a_server_that_stops_leaves_its_batches_at_once(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile
+) -> None:
+    first, second = (lease_of(database, clock) for _ in range(2))
+    store.create(batch("b", file))
+    assert store.claim(first.id) is not None
+    store.release(first.id)
+    assert store.claim(second.id, busy_tenants=["t"]) is None
+    assert store.claim(second.id) is not None
+
+
+def test_files_and_the_last_status_come_together(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile, tmp_path: Path
+) -> None:
+    lease, files = lease_of(database, clock), StoredFiles(database, tmp_path / "files", quota_bytes=100)
+    store.create(batch("b", file))
+    store.claim(lease.id)
+    draft = files.begin()
+    draft.seal()
+    output = files.describe(draft, tenant="t", purpose="batch_output", filename="o")
+    ending = {"to": "completed", "output": output, "failures": None, "errors": None}
+    assert not store.finish("b", lease.id, since="finalizing", **ending)  # type: ignore[arg-type]
+    assert files.find(output.id, tenant="t") is None
+    assert store.finish("b", lease.id, since="validating", **ending)  # type: ignore[arg-type]
+    assert files.find(output.id, tenant="t") == output
+    found = store.find("b", tenant="t")
+    assert found is not None
+    assert (found.status, found.output_file_id, found.owner) == ("completed", output.id, None)
+    assert found.times == {"completed": 1_000_000}
+    assert store.sweep(retention_s=900) == 1
+    assert store.find("b", tenant="t") is None
+
+
+def test_sec_09_a_tenant_has_so_many_unfinished_batches(store: StoredBatches, file: StoredFile) -> None:
+    for number in range(MOST_UNFINISHED):
+        assert store.create(batch(f"b{number}", file))
+    with pytest.raises(RequestError, match="unfinished"):
+        store.create(batch("more", file))
+    assert not store.create(batch("other", file, tenant="u"))
