@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -105,6 +106,8 @@ def _prepare_and_serve(resolved: Resolved[Settings]) -> None:
     from qwenstack.storage import ApiKeys
 
     settings = resolved.value
+    if os.environ.get("QWENSTACK_API_KEY") and not settings.server.api_keys:
+        logger.warning("QWENSTACK_API_KEY is the key that clients send. A server's own keys are QWENSTACK_API_KEYS.")
     config = serve_config(settings)
     embedder = make_embedder(settings.embedding)
     keeps_nothing = settings.storage.url == NO_DATABASE

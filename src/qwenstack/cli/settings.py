@@ -29,8 +29,10 @@ from qwenstack.core.scope import DEFAULT_ROLES
 PROJECT_FILE = Path("qwenstack.toml")
 """Settings of the folder that the command is run in."""
 
-_OTHER_VARIABLES = frozenset({"QWENSTACK_DATA", "QWENSTACK_FUZZ_SECONDS", "QWENSTACK_SCREENSHOTS"})
-"""Variables of ours that scripts and tests read; they are no settings."""
+_OTHER_VARIABLES = frozenset(
+    {"QWENSTACK_API_KEY", "QWENSTACK_BASE_URL", "QWENSTACK_DATA", "QWENSTACK_FUZZ_SECONDS", "QWENSTACK_SCREENSHOTS"}
+)
+"""Variables of ours that `qwenstack.client`, scripts and tests read; they are no settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 _STOP_TIMEOUT_S = 1.0
-_SECRETS = frozenset({"QWENSTACK_API_KEYS", "QWENSTACK_STORAGE_URL", "HF_TOKEN"})
+_SECRETS = frozenset({"QWENSTACK_API_KEYS", "QWENSTACK_API_KEY", "OPENAI_API_KEY", "QWENSTACK_STORAGE_URL", "HF_TOKEN"})
 """What a worker has no use for."""
 
 

@@ -34,6 +34,16 @@ def test_a_taken_port_is_named_with_the_option_to_change_it(capsys: pytest.Captu
     assert "--port" in err
 
 
+def test_the_key_of_clients_is_not_taken_for_one_of_the_servers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("QWENSTACK_API_KEY", "a-clients-key")
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    err = capsys.readouterr().err
+    assert "QWENSTACK_API_KEYS" in err
+    assert "a-clients-key" not in err
+
+
 def test_options_that_were_not_used_leave_the_settings_alone():
     assert set(ServeOptions().by_key().values()) == {None}
     assert ServeOptions(api_key=("k",)).by_key()["server.api_keys"] == ("k",)

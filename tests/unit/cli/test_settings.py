@@ -62,7 +62,9 @@ def test_the_variables_that_other_tools_share_are_obeyed(monkeypatch: pytest.Mon
     assert (hub.hf_endpoint, hub.offline) == ("https://mirror.example", True)
 
 
-@pytest.mark.parametrize("name", ["QWENSTACK_DATA", "QWENSTACK_FUZZ_SECONDS", "QWENSTACK_SCREENSHOTS"])
+@pytest.mark.parametrize(
+    "name", ["QWENSTACK_DATA", "QWENSTACK_FUZZ_SECONDS", "QWENSTACK_BASE_URL", "QWENSTACK_API_KEY"]
+)
 def test_variables_of_scripts_and_tests_are_no_settings(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, "1")
     load_settings()

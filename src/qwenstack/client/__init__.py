@@ -1,0 +1,66 @@
+"""A client of qwenstack's server for Python programs.
+
+    with Client() as client:
+        print(client.chat.create([{"role": "user", "content": "Hello!"}]).text)
+
+Each call is described once, as a value (`call`), in the module of its group; `Client` and `AsyncClient` differ only in
+who sends it. It knows nothing of the server's code.
+"""
+
+from qwenstack.client.clients import AsyncClient, Client
+from qwenstack.client.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ClientError,
+    ConflictError,
+    ConnectionFailedError,
+    NotFoundError,
+    OverloadedError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServerError,
+    StatusError,
+    TimedOutError,
+    UnreadableAnswerError,
+)
+from qwenstack.client.retry import RetryPolicy
+from qwenstack.client.transport import AsyncStream, Stream
+from qwenstack.client.types import (
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    FunctionCall,
+    Message,
+    Model,
+    ToolCall,
+    Usage,
+)
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "AuthenticationError",
+    "BadRequestError",
+    "ChatChunk",
+    "ChatCompletion",
+    "Client",
+    "ClientError",
+    "Completion",
+    "ConflictError",
+    "ConnectionFailedError",
+    "FunctionCall",
+    "Message",
+    "Model",
+    "NotFoundError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "RetryPolicy",
+    "ServerError",
+    "StatusError",
+    "Stream",
+    "TimedOutError",
+    "ToolCall",
+    "UnreadableAnswerError",
+    "Usage",
+]

@@ -1,0 +1,24 @@
+"""The Python blocks of the client's page run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from toy_llm import ToyLLM
+
+PAGE = Path(__file__).parents[3] / "docs" / "clients" / "python.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_an_example_runs_and_prints(
+    number: int, url: str, llm: ToyLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = BLOCKS[number]
+    monkeypatch.setenv("QWENSTACK_BASE_URL", url)
+    if "tools" in block:
+        llm.says = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    exec(compile(block, f"{PAGE.name}:{number}", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip()

@@ -1,0 +1,120 @@
+"""When a call is sent again: decided from values, tested without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwenstack.client import Client, ConnectionFailedError, OverloadedError, RateLimitError, RetryPolicy, StatusError
+from qwenstack.client.call import Call, get, post
+from qwenstack.client.errors import ClientError, read_error
+from qwenstack.client.retry import connection_failure
+from qwenstack.client.types import Model
+
+READ = get("/x", Model)
+ASK = post("/x", Model, {})
+MAKE = post("/x", Model, {}, is_repeatable=False)
+UNSENT, BROKEN = httpx.ConnectError("refused"), httpx.ReadError("reset")
+POLICY = RetryPolicy(max_retries=3, chance=lambda: 0.0)
+
+
+def wait_s(call: Call[Any], cause: int | httpx.TransportError, *, attempt: int = 0, **headers: str) -> float | None:
+    failure: ClientError = (
+        read_error(cause, {name.replace("_", "-"): value for name, value in headers.items()}, b"")
+        if isinstance(cause, int)
+        else connection_failure(cause)
+    )
+    return POLICY.delay_s(call, failure, cause, attempt=attempt)
+
+
+@pytest.mark.parametrize(
+    ("call", "cause", "is_repeated"),
+    [
+        (READ, UNSENT, True),
+        (ASK, UNSENT, True),
+        (MAKE, UNSENT, True),
+        (READ, BROKEN, True),
+        (ASK, BROKEN, True),
+        (MAKE, BROKEN, False),
+        (READ, 429, True),
+        (ASK, 429, True),
+        (MAKE, 429, True),
+        (MAKE, 503, True),
+        (READ, 502, True),
+        (ASK, 502, False),
+        (MAKE, 500, False),
+        (READ, 400, False),
+        (READ, 401, False),
+        (READ, 404, False),
+        (READ, 307, False),
+    ],
+)
+def test_only_what_cannot_do_harm_is_sent_again(call: Call[Any], cause: Any, is_repeated: bool) -> None:
+    assert (wait_s(call, cause) is not None) == is_repeated
+    assert wait_s(call, cause, attempt=3) is None
+
+
+def test_waits_double_and_have_an_end() -> None:
+    policy = RetryPolicy(max_retries=9, chance=lambda: 0.0)
+    failure = connection_failure(UNSENT)
+    assert [policy.delay_s(READ, failure, UNSENT, attempt=n) for n in range(6)] == [0.5, 1, 2, 4, 8, 8]
+
+
+@given(st.integers(0, 8), st.floats(0, 1))
+def test_chance_takes_at_most_half_of_a_wait(attempt: int, chance: float) -> None:
+    policy = RetryPolicy(max_retries=9, chance=lambda: chance)
+    longest = min(8.0, 0.5 * 2**attempt)
+    wait = policy.delay_s(READ, connection_failure(UNSENT), UNSENT, attempt=attempt)
+    assert wait is not None
+    assert longest / 2 <= wait <= longest
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [("7", 7), ("0", 0), ("0.25", 0.25), ("61", None), ("-1", 0.5), ("soon", 0.5), ("nan", 0.5)]
+)
+def test_the_server_says_how_long_if_that_is_not_too_long(said: str, expected: float | None) -> None:
+    assert wait_s(ASK, 429, retry_after=said) == expected
+
+
+def client_for(answers: list[Callable[[], httpx.Response]], waits: list[float], monkeypatch: Any) -> Client:
+    monkeypatch.setattr("qwenstack.client.transport.time.sleep", waits.append)
+    return Client(transport=httpx.MockTransport(lambda _: answers.pop(0)()), retries=POLICY)
+
+
+def test_a_call_succeeds_after_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> httpx.Response:
+        raise UNSENT
+
+    answers: list[Callable[[], httpx.Response]] = [
+        refuse,
+        lambda: httpx.Response(429, headers={"retry-after": "3"}),
+        lambda: httpx.Response(200, json={"id": "m", "from_the_future": [1]}),
+    ]
+    waits: list[float] = []
+    with client_for(answers, waits, monkeypatch) as client:
+        assert client.models.retrieve("m").id == "m"
+    assert waits == [0.5, 3]
+
+
+def test_the_last_failure_is_raised_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> httpx.Response:
+        raise UNSENT
+
+    waits: list[float] = []
+    with client_for([refuse] * 4, waits, monkeypatch) as client, pytest.raises(ConnectionFailedError) as raised:
+        client.models.list()
+    assert raised.value.__cause__ is UNSENT
+    assert waits == [0.5, 1, 2]
+
+
+@pytest.mark.parametrize(("status", "kind"), [(429, RateLimitError), (503, OverloadedError)])
+def test_what_a_proxy_says_is_an_error_too(status: int, kind: type[StatusError]) -> None:
+    error = read_error(status, {}, b"<html>\n<h1>no</h1>" + b"x" * 9999)
+    assert type(error) is kind
+    assert str(status) in str(error)
+    assert len(str(error)) < 400
