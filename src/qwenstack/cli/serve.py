@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from qwenstack.engine import EngineConfig
     from qwenstack.retrieval import E5Embedder
-    from qwenstack.serving import ServeConfig
+    from qwenstack.serving import ServeConfig, Traces
     from qwenstack.serving.oidc_config import OidcConfig
     from qwenstack.storage import Database
 
@@ -102,6 +102,7 @@ def serve(
 def _prepare_and_serve(resolved: Resolved[Settings]) -> None:
     import asyncio
 
+    from qwenstack.cli.tracing import traces_to
     from qwenstack.serving import KeyRing, check_binding, open_socket
     from qwenstack.storage import ApiKeys
 
@@ -120,11 +121,12 @@ def _prepare_and_serve(resolved: Resolved[Settings]) -> None:
             if plan is not None:
                 stack.callback(plan.listener.close)
                 config = replace(config, admin_keys=(load_admin_key(plan.key_path.parent),))
+            traces = stack.enter_context(traces_to(settings.otel.endpoint))
             pulled = fetch_model(settings)
             logger.info("Loading %s ...", pulled.name)
             engine = engine_config(settings, pulled)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(_serve(engine, log_config(settings), config, listener, database, embedder, plan))
+                runner.run(_serve(engine, log_config(settings), config, listener, database, embedder, plan, traces))
 
 
 async def _serve(
@@ -135,6 +137,7 @@ async def _serve(
     database: Database | None,
     embedder: E5Embedder | None,
     plan: AdminPlan | None,
+    traces: Traces,
 ) -> None:
     """Load the model in a process of its own and serve it until a signal."""
     from qwenstack.engine.client import EngineClient
@@ -143,7 +146,7 @@ async def _serve(
     client = await EngineClient.start(engine, logs=logs)
     try:
         config = replace(config, default_sampling=client.default_sampling)
-        app = create_app(client, config, database=database, embedder=embedder)
+        app = create_app(client, config, database=database, embedder=embedder, traces=traces)
         administration = None
         if plan is not None:
             administration = Door(

@@ -183,6 +183,14 @@ class OidcSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtelSettings:
+    """Where traces of requests go; needs the extra otel."""
+
+    endpoint: Annotated[str | None, Trait.PERSONAL, EnvironmentName(name="OTEL_EXPORTER_OTLP_ENDPOINT")] = None
+    """Base address of an OTLP receiver over HTTP, such as http://127.0.0.1:4318; none: no traces."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSettings:
     """Where API keys, the audit log and what tenants keep are, and for how long."""
 
@@ -231,6 +239,7 @@ class Settings:
     log: LogSettings = LogSettings()
     adapters: AdapterSettings = AdapterSettings()
     oidc: OidcSettings = OidcSettings()
+    otel: OtelSettings = OtelSettings()
 
 
 def load_settings(assignments: Iterable[str] = (), flags: Mapping[str, object] | None = None) -> Resolved[Settings]:

@@ -54,6 +54,8 @@ class EngineStats:
     """Guesses that were the token that would have been chosen anyway."""
     num_repetition_stops: int = 0
     """Answers that were ended because they only repeated themselves."""
+    num_out_of_memory: int = 0
+    """Answers that were ended because there was no memory for them."""
 
     @property
     def kv_cache_usage(self) -> float:

@@ -72,6 +72,7 @@ class _Counts:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     repetition_stops: int = 0
+    out_of_memory: int = 0
 
 
 class Engine:
@@ -265,6 +266,7 @@ class Engine:
             num_draft_tokens=self._counts.draft_tokens,
             num_accepted_tokens=self._counts.accepted_tokens,
             num_repetition_stops=self._counts.repetition_stops,
+            num_out_of_memory=self._counts.out_of_memory,
         )
 
     def check_integrity(self) -> None:
@@ -572,6 +574,7 @@ class Engine:
     # ---- ending ----
 
     def _fail(self, sequence: Sequence, error: Exception) -> OutputDelta:
+        self._counts.out_of_memory += isinstance(error, CapacityError | MemoryError)
         if not isinstance(error, CapacityError | RequestError):
             logger.error("An answer failed.", exc_info=error, extra={"engine_request_id": sequence.request_id})
         self._end(sequence, "error")

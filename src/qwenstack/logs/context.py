@@ -18,10 +18,12 @@ class RequestContext:
     key_id: str = ""
     client_request_id: str = ""
     """What the client calls it; a label, by which nothing is looked up."""
+    trace_id: str = ""
+    """Of the trace that its spans are in."""
 
     def fields(self) -> dict[str, str]:
         """Return what is known, by name."""
-        names = ("request_id", "tenant", "key_id", "client_request_id")
+        names = ("request_id", "tenant", "key_id", "client_request_id", "trace_id")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value}
 

@@ -9,11 +9,14 @@ from qwenstack.serving.app import create_app
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.identity import KeyRing, check_binding
 from qwenstack.serving.server import Door, open_socket, run_server, serve_app
+from qwenstack.serving.traces import NO_TRACES, Traces
 
 __all__ = [
+    "NO_TRACES",
     "Door",
     "KeyRing",
     "ServeConfig",
+    "Traces",
     "admin_config",
     "check_binding",
     "create_admin_app",

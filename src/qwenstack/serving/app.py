@@ -49,6 +49,7 @@ from qwenstack.serving.rest.responses import response_routes
 from qwenstack.serving.rest.tokens import token_routes
 from qwenstack.serving.service import GenerationService
 from qwenstack.serving.site import read_site, site_routes
+from qwenstack.serving.traces import NO_TRACES, Traces
 from qwenstack.serving.usage import MemoryRecords, UsageLedger, writing
 from qwenstack.storage import ApiKeys, AuditLog, Database, UsageRecords
 
@@ -68,11 +69,17 @@ class ServerParts:
     limiter: Limiter
     metrics: Metrics
     audit: RequestAudit
+    traces: Traces
     database: Database | None
 
 
 def create_app(
-    llm: AsyncLLM, config: ServeConfig, *, database: Database | None = None, embedder: Embedder | None = None
+    llm: AsyncLLM,
+    config: ServeConfig,
+    *,
+    database: Database | None = None,
+    embedder: Embedder | None = None,
+    traces: Traces = NO_TRACES,
 ) -> FastAPI:
     """Build the application.
 
@@ -82,6 +89,7 @@ def create_app(
         database: holds API keys, the audit log, what tenants keep and what was used; None: only configured keys open
             the server, and nothing is logged or kept.
         embedder: makes vectors of texts; None: requests for them are refused.
+        traces: where spans of requests go.
 
     Raises:
         ConfigError: the configuration would leave the server open, or a route does not say who may call it.
@@ -98,7 +106,7 @@ def create_app(
     )
     ledger = UsageLedger(UsageRecords(database) if database is not None else MemoryRecords())
     limiter = Limiter(config.limits, ledger, count_refusal=metrics.count_limited)
-    service = GenerationService(llm, config, metrics, limiter)
+    service = GenerationService(llm, config, metrics, limiter, traces=traces)
     backend = Backend(
         service=service,
         embeddings=EmbeddingService(embedder, metrics, limiter),
@@ -114,6 +122,7 @@ def create_app(
         limiter=limiter,
         metrics=metrics,
         audit=audit,
+        traces=traces,
         database=database,
     )
     app = bare_app(title="qwenstack", description=API_DESCRIPTION, lifespan=_lifespan(parts, stored, records, ledger))
@@ -186,6 +195,7 @@ def guard(
         limiter=parts.limiter,
         metrics=parts.metrics,
         audit=parts.audit,
+        traces=parts.traces,
         unmatched=unmatched,
     )
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -33,6 +34,7 @@ from qwenstack.serving.identity import Access, Callers, Identity, refuse_caller
 from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.request_log import Outcome, client_label, known_method, log_request
+from qwenstack.serving.traces import NO_TRACES, Arrival, RequestSpan, Traces
 from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, WriteError, answer_error
 
 _API_CSP = "default-src 'none'; frame-ancestors 'none'"
@@ -62,7 +64,8 @@ _SINGLE_HEADERS = frozenset(
     }
 )
 """Headers that may come once: of two values, two readers could believe different ones."""
-_LABELS = frozenset({"x-request-id"})
+_PARENTS = frozenset({"traceparent", "tracestate"})
+_LABELS = frozenset({"x-request-id", *_PARENTS})
 """Headers that decide nothing; of several, the last."""
 
 
@@ -275,6 +278,7 @@ class Gate:
         metrics: Metrics,
         audit: RequestAudit,
         unmatched: Access = Access.INFERENCE,
+        traces: Traces = NO_TRACES,
     ) -> None:
         """Guard `app`, whose `routes` declare who may call them; what matches none of them takes `unmatched`."""
         self._app = app
@@ -288,6 +292,7 @@ class Gate:
         self._request_ids = RequestIds()
         self._unmatched = unmatched
         self._metrics = metrics
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
@@ -311,13 +316,9 @@ class Gate:
             send, request_id=request_id, foreign_origin=self._foreign_origin(head), limiter=self._limiter
         )
         started_at = time.perf_counter()
-        context = RequestContext(
-            request_id=request_id,
-            tenant=identity.tenant,
-            key_id=identity.key_id,
-            client_request_id=client_label(head.headers.get("x-request-id", "")),
-        )
-        with request_context(context):
+        path = route.path if route else "unmatched"
+        arrival = _arrival(head, path, identity, request_id)
+        with self._watch(arrival, access) as span, request_context(_context(head, identity, request_id, span)):
             try:
                 if signed.foreign_origin is not None and head.is_preflight():
                     await _send_preflight(signed)
@@ -342,13 +343,21 @@ class Gate:
                 await _send_error(signed, answer, error_writer_of(route))
             finally:
                 outcome = Outcome(
-                    method=known_method(head.method),
-                    route=route.path if route else "unmatched",
+                    method=arrival.method,
+                    route=path,
                     access=access,
                     status=signed.status or CLIENT_GONE_STATUS,
                     duration_s=time.perf_counter() - started_at,
                 )
+                span.finish(outcome)
                 self._note(outcome, identity, request_id)
+
+    @contextlib.contextmanager
+    def _watch(self, arrival: Arrival, access: Access) -> Generator[RequestSpan]:
+        """Count a request as long as it is open, and open its span; probes, metrics and the page have none."""
+        traces = self._traces if access is Access.INFERENCE else NO_TRACES
+        with self._metrics.http_in_flight.track_inprogress(), traces.request(arrival) as span:
+            yield span
 
     def _note(self, outcome: Outcome, identity: Identity, request_id: str) -> None:
         """Tell those who keep count what came of a request."""
@@ -387,6 +396,27 @@ def _bounded(receive: Receive, limit: BodyLimit) -> Receive:
         return message
 
     return receive_bounded
+
+
+def _arrival(head: RequestHead, path: str, identity: Identity, request_id: str) -> Arrival:
+    known = head.headers.keys() & _PARENTS if identity != STRANGER else ()
+    return Arrival(
+        request_id=request_id,
+        tenant=identity.tenant,
+        method=known_method(head.method),
+        route=path,
+        parents={name: head.headers[name] for name in known},
+    )
+
+
+def _context(head: RequestHead, identity: Identity, request_id: str, span: RequestSpan) -> RequestContext:
+    return RequestContext(
+        request_id=request_id,
+        tenant=identity.tenant,
+        key_id=identity.key_id,
+        client_request_id=client_label(head.headers.get("x-request-id", "")),
+        trace_id=span.trace_id,
+    )
 
 
 class _SignedSend:

@@ -25,6 +25,7 @@ from qwenstack.serving.identity import Identity
 from qwenstack.serving.limiter import ASSUMED_ANSWER_TOKENS, Limiter
 from qwenstack.serving.merge import merge_streams
 from qwenstack.serving.metrics import Metrics, RequestTimer
+from qwenstack.serving.traces import NO_TRACES, Generation, Traces
 
 DEFAULT_MODEL_NAME = "default"
 MAX_ANSWERS = 64
@@ -38,6 +39,8 @@ class Prompt:
     token_ids: Sequence[int]
     text: str | None = None
     """The text it was made of, where there was one."""
+    is_chat: bool = False
+    """Whether it is a conversation."""
     is_cut: bool = False
     """Whether something was left out to make it fit."""
 
@@ -113,7 +116,9 @@ class UsageTally:
 class GenerationService:
     """The model as the wires see it."""
 
-    def __init__(self, llm: AsyncLLM, config: ServeConfig, metrics: Metrics, limiter: Limiter) -> None:
+    def __init__(
+        self, llm: AsyncLLM, config: ServeConfig, metrics: Metrics, limiter: Limiter, *, traces: Traces = NO_TRACES
+    ) -> None:
         """Serve `llm` under the name and with the defaults of `config`, as much as `limiter` lets through.
 
         Raises:
@@ -122,6 +127,7 @@ class GenerationService:
         self._llm = llm
         self._metrics = metrics
         self._limiter = limiter
+        self._traces = traces
         self._default_params = config.default_params
         self.card: ModelCard = replace(llm.card, id=config.served_model_name or llm.card.id)
         """What clients are told."""
@@ -204,7 +210,7 @@ class GenerationService:
         """
         token_ids = await self.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
         self._check_length(token_ids, "messages")
-        return Prompt(token_ids=token_ids)
+        return Prompt(token_ids=token_ids, is_chat=True)
 
     async def encode_chat(
         self,
@@ -357,20 +363,24 @@ class GenerationService:
 
     async def _generate_one(self, job: GenerationJob, prompt_index: int) -> AsyncGenerator[Piece]:
         request_id = job.request_id if len(job.prompts) == 1 else f"{job.request_id}-{prompt_index}"
-        timer = RequestTimer(self._metrics)
+        prompt_ids = job.prompts[prompt_index].token_ids
+        timer = RequestTimer(self._metrics, tenant=job.options.tenant, num_prompt_tokens=len(prompt_ids))
         unfinished = job.params.n
         try:
-            prompt_ids = job.prompts[prompt_index].token_ids
-            deltas = self._llm.generate(prompt_ids, job.params, request_id=request_id, options=job.options)
-            async with aclosing(deltas):
-                async for delta in deltas:
-                    timer.note(delta)
-                    if delta.finish_reason in {"abort", "error"}:
-                        raise EngineError(delta.error or "The engine ended the request before its answer was complete.")
-                    unfinished -= delta.finish_reason is not None
-                    yield Piece(prompt_index, delta)
-            if unfinished:
-                raise EngineError(f"The engine left {unfinished} answers without an end.")
+            with self._traces.generation(self._told(job, prompt_index, request_id)) as span:
+                deltas = self._llm.generate(prompt_ids, job.params, request_id=request_id, options=job.options)
+                async with aclosing(deltas):
+                    async for delta in deltas:
+                        timer.note(delta)
+                        span.note(delta)
+                        if delta.finish_reason in {"abort", "error"}:
+                            raise EngineError(
+                                delta.error or "The engine ended the request before its answer was complete."
+                            )
+                        unfinished -= delta.finish_reason is not None
+                        yield Piece(prompt_index, delta)
+                if unfinished:
+                    raise EngineError(f"The engine left {unfinished} answers without an end.")
         except RequestError as error:
             raise _in_wire_words(error, job.params) from error
         except (asyncio.CancelledError, GeneratorExit):
@@ -379,6 +389,17 @@ class GenerationService:
             raise
         finally:
             timer.finish()
+
+    def _told(self, job: GenerationJob, prompt_index: int, request_id: str) -> Generation:
+        """Return what a trace is told of a prompt."""
+        prompt = job.prompts[prompt_index]
+        return Generation(
+            operation="chat" if prompt.is_chat else "text_completion",
+            model=self.model_name(job),
+            request_id=request_id,
+            num_prompt_tokens=len(prompt.token_ids),
+            params=job.params,
+        )
 
     def _check_length(self, token_ids: Sequence[int], field: str) -> None:
         limit = self.card.max_model_len

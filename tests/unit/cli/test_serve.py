@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,16 @@ def test_the_key_of_clients_is_not_taken_for_one_of_the_servers(
     err = capsys.readouterr().err
     assert "QWENSTACK_API_KEYS" in err
     assert "a-clients-key" not in err
+
+
+def test_traces_without_their_packages_are_refused_with_the_command_to_get_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    monkeypatch.delitem(sys.modules, "qwenstack.serving.otel", raising=False)
+    assert main(["serve", "--port", "0"]) == 2
+    assert "pip install 'qwenstack[otel]'" in capsys.readouterr().err
 
 
 def test_options_that_were_not_used_leave_the_settings_alone():

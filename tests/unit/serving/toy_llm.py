@@ -120,6 +120,7 @@ class ToyLLM:
             prefix_cache_queries=0,
             prefix_cache_hits=0,
             num_steps=self.num_steps,
+            num_out_of_memory=2,
         )
 
     async def generate(
