@@ -8,6 +8,7 @@ who sends it. It knows nothing of the server's code.
 """
 
 from qwenstack.client.clients import AsyncClient, Client
+from qwenstack.client.embeddings import Embeddings
 from qwenstack.client.errors import (
     AuthenticationError,
     BadRequestError,
@@ -23,6 +24,7 @@ from qwenstack.client.errors import (
     TimedOutError,
     UnreadableAnswerError,
 )
+from qwenstack.client.responses import Response, ResponseEvent
 from qwenstack.client.retry import RetryPolicy
 from qwenstack.client.transport import AsyncStream, Stream
 from qwenstack.client.types import (
@@ -48,6 +50,7 @@ __all__ = [
     "Completion",
     "ConflictError",
     "ConnectionFailedError",
+    "Embeddings",
     "FunctionCall",
     "Message",
     "Model",
@@ -55,6 +58,8 @@ __all__ = [
     "OverloadedError",
     "PermissionDeniedError",
     "RateLimitError",
+    "Response",
+    "ResponseEvent",
     "RetryPolicy",
     "ServerError",
     "StatusError",

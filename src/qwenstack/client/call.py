@@ -38,6 +38,9 @@ class Call(Generic[Result]):
 class Collector(Protocol[Taken, Final]):
     """Puts a stream together."""
 
+    is_complete: bool
+    """Whether the last event was seen to be the last; a stream may also say `[DONE]`."""
+
     def add(self, event: Taken) -> str:
         """Take the next event; return what it adds to the (first) answer's text."""
         ...

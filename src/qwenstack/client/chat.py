@@ -79,6 +79,7 @@ class ChatCollector:
     def __init__(self) -> None:
         """Start empty."""
         self._whole = ChatCompletion(id="", choices=[])
+        self.is_complete = False
 
     def add(self, event: ChatChunk) -> str:
         """Take the next piece; return what it adds to the first answer's text."""

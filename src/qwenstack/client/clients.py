@@ -10,7 +10,9 @@ import httpx
 from qwenstack.client.chat import Chat
 from qwenstack.client.completions import Completions, Tokenizer
 from qwenstack.client.config import DEFAULT_TIMEOUT_S, ClientConfig
+from qwenstack.client.embeddings import EmbeddingCalls
 from qwenstack.client.models import Models
+from qwenstack.client.responses import Responses
 from qwenstack.client.retry import RetryPolicy
 from qwenstack.client.transport import AsyncTransport, Transport
 
@@ -24,6 +26,8 @@ class _Groups(Generic[TransportT]):
         self._transport = transport
         self.chat = Chat(transport)
         self.completions = Completions(transport)
+        self.responses = Responses(transport)
+        self.embeddings = EmbeddingCalls(transport)
         self.models = Models(transport)
         self.tokens = Tokenizer(transport)
 

@@ -47,6 +47,7 @@ class CompletionCollector:
     def __init__(self) -> None:
         """Start empty."""
         self._whole = Completion(id="", choices=[])
+        self.is_complete = False
 
     def add(self, event: Completion) -> str:
         """Take the next piece; return what it adds to the first text."""

@@ -139,7 +139,7 @@ class _Pieces(Generic[Event, Final]):
             yield event
 
     def _check_end(self) -> None:
-        if not self._is_over:
+        if not (self._is_over or self._collector.is_complete):
             raise ConnectionFailedError("The stream broke off before its end.")
 
 

@@ -33,9 +33,11 @@ def llm() -> ToyLLM:
 
 
 @contextlib.contextmanager
-def running(llm: ToyLLM, config: ServeConfig, embedder: E5Embedder | None = None) -> Iterator[str]:
+def running(
+    llm: ToyLLM, config: ServeConfig, embedder: E5Embedder | None = None, database: Database | None = None
+) -> Iterator[str]:
     """Serve in another thread, at a port that the system chooses."""
-    with running_at(llm, config, embedder=embedder) as urls:
+    with running_at(llm, config, embedder=embedder, database=database) as urls:
         yield urls[0]
 
 
@@ -73,7 +75,7 @@ def running_at(
 
 @pytest.fixture
 def serve(llm: ToyLLM) -> Serve:
-    return lambda **fields: running(llm, ServeConfig(**fields))
+    return lambda *, database=None, **fields: running(llm, ServeConfig(**fields), database=database)
 
 
 @pytest.fixture

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_llm import ToyLLM
+
+from qwenstack.storage import open_database
 
 PAGE = Path(__file__).parents[3] / "docs" / "clients" / "python.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -14,11 +17,17 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_an_example_runs_and_prints(
-    number: int, url: str, llm: ToyLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    serve: Any,
+    llm: ToyLLM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     block = BLOCKS[number]
-    monkeypatch.setenv("QWENSTACK_BASE_URL", url)
     if "tools" in block:
         llm.says = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
-    exec(compile(block, f"{PAGE.name}:{number}", "exec"), {"__name__": "__main__"})
+    with serve(database=open_database(f"sqlite:///{tmp_path / 'q.db'}")) as url:
+        monkeypatch.setenv("QWENSTACK_BASE_URL", url)
+        exec(compile(block, f"{PAGE.name}:{number}", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()
