@@ -399,7 +399,7 @@ def _bounded(receive: Receive, limit: BodyLimit) -> Receive:
 
 
 def _arrival(head: RequestHead, path: str, identity: Identity, request_id: str) -> Arrival:
-    known = head.headers.keys() & _PARENTS if identity != STRANGER else ()
+    known = head.headers.keys() & _PARENTS if identity.is_known else ()
     return Arrival(
         request_id=request_id,
         tenant=identity.tenant,

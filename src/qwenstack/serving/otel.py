@@ -76,7 +76,7 @@ class _RequestSpan:
 
     def finish(self, outcome: Outcome) -> None:
         self._span.set_attribute("http.response.status_code", outcome.status)
-        if outcome.status >= _SERVER_FAULTS:
+        if isinstance(outcome.status, int) and outcome.status >= _SERVER_FAULTS:
             self._span.set_attribute("error.type", str(outcome.status))
             self._span.set_status(Status(StatusCode.ERROR))
 
