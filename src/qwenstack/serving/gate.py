@@ -317,7 +317,7 @@ class Gate:
         )
         started_at = time.perf_counter()
         path = route.path if route else "unmatched"
-        arrival = _arrival(head, path, identity, request_id)
+        arrival = _arrival(head, path, identity, request_id, may_call=identity.may(access))
         with self._watch(arrival, access) as span, request_context(_context(head, identity, request_id, span)):
             try:
                 if signed.foreign_origin is not None and head.is_preflight():
@@ -398,14 +398,14 @@ def _bounded(receive: Receive, limit: BodyLimit) -> Receive:
     return receive_bounded
 
 
-def _arrival(head: RequestHead, path: str, identity: Identity, request_id: str) -> Arrival:
-    known = head.headers.keys() & _PARENTS if identity.is_known else ()
+def _arrival(head: RequestHead, path: str, identity: Identity, request_id: str, *, may_call: bool) -> Arrival:
+    parents = head.headers.keys() & _PARENTS if may_call else ()
     return Arrival(
         request_id=request_id,
         tenant=identity.tenant,
         method=known_method(head.method),
         route=path,
-        parents={name: head.headers[name] for name in known},
+        parents={name: head.headers[name] for name in parents},
     )
 
 

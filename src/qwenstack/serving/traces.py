@@ -22,7 +22,7 @@ class Arrival:
     route: str
     """The route's template, not the path."""
     parents: Mapping[str, str]
-    """W3C's `traceparent` and `tracestate`, where the caller is known: of strangers nobody takes a trace over."""
+    """W3C's `traceparent` and `tracestate`, where the caller may call this: nobody else's trace is taken over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
