@@ -14,7 +14,7 @@ import json
 import statistics
 import time
 
-from qwenstack.retrieval import E5Embedder
+from qwenstack.retrieval import e5_embedder
 
 SENTENCE = "How do I reset the password of my account? 如何重置我的密码？"
 CASES = {"query": (1, 1), "sentences": (1, 64), "paragraphs": (8, 16)}
@@ -23,7 +23,7 @@ CASES = {"query": (1, 1), "sentences": (1, 64), "paragraphs": (8, 16)}
 
 async def measure(num_threads: int, repetitions: int) -> list[dict[str, object]]:
     """Run every case with so many threads."""
-    embedder = E5Embedder(num_threads=num_threads)
+    embedder = e5_embedder(num_threads=num_threads)
     started = time.perf_counter()
     await embedder.embed(await embedder.prepare(["start"]))
     first_s = time.perf_counter() - started

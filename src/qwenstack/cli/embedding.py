@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qwenstack.cli.settings import EmbeddingSettings
-from qwenstack.core.errors import ConfigError
+from qwenstack.cli.loading import fetch_model
+from qwenstack.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from qwenstack.retrieval import E5Embedder
+    from qwenstack.retrieval import EmbedderProcess
 
 NO_EMBEDDER = "off"
 """The name of no model at all."""
 
 
-def make_embedder(settings: EmbeddingSettings) -> E5Embedder | None:
-    """Return the model that the settings name, not started yet; None where they name none.
+def make_embedder(settings: Settings) -> EmbedderProcess | None:
+    """Return the model that the settings name, fetched where necessary and not started yet; None where they name none.
 
     Raises:
-        ConfigError: there is no such model.
+        CheckpointError: there is no such model, it cannot be had, or it is damaged.
+        ConfigError: it does not embed, or a setting does not suit it.
     """
-    if settings.model == NO_EMBEDDER:
+    chosen = settings.embedding
+    if chosen.model == NO_EMBEDDER:
         return None
-    from qwenstack.retrieval import E5_NAME, E5Embedder
+    from qwenstack.retrieval import E5_NAME, decoder_embedder, e5_embedder
 
-    if settings.model != E5_NAME:
-        raise ConfigError(f"`embedding.model` is {settings.model!r}; it must be {E5_NAME!r} or {NO_EMBEDDER!r}.")
-    return E5Embedder(num_threads=settings.num_threads or _default_threads())
+    num_threads = chosen.num_threads or _default_threads()
+    if chosen.model == E5_NAME:
+        return e5_embedder(num_threads=num_threads)
+    pulled = fetch_model(settings, chosen.model)
+    return decoder_embedder(pulled.path, pulled.name, num_threads=num_threads, max_tokens=chosen.max_tokens)
 
 
 def _default_threads() -> int:

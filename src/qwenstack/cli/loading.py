@@ -22,8 +22,12 @@ def model_cache(hub: HubSettings) -> ModelCache:
     return ModelCache(hub.cache_dir) if hub.cache_dir else ModelCache.default()
 
 
-def fetch_model(settings: Settings) -> PulledModel:
-    """Make sure that the model's files are on this machine, showing the progress of a download.
+def fetch_model(settings: Settings, model: str | None = None) -> PulledModel:
+    """Make sure that a model's files are on this machine, showing the progress of a download.
+
+    Args:
+        settings: name the model that answers, and where models are.
+        model: another one.
 
     Raises:
         CheckpointError: there is no such model, or it cannot be had.
@@ -33,7 +37,7 @@ def fetch_model(settings: Settings) -> PulledModel:
     hub = settings.hub
     hubs = HubConfig(hf_endpoint=hub.hf_endpoint, ms_endpoint=hub.ms_endpoint, hf_token=hub.hf_token)
     with DownloadProgress() as progress:
-        return pull(settings.model, cache=model_cache(hub), progress=progress, offline=hub.offline, hubs=hubs)
+        return pull(model or settings.model, cache=model_cache(hub), progress=progress, offline=hub.offline, hubs=hubs)
 
 
 def engine_config(settings: Settings, model: PulledModel) -> EngineConfig:

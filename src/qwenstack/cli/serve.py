@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from qwenstack.engine import EngineConfig
-    from qwenstack.retrieval import E5Embedder
+    from qwenstack.retrieval import EmbedderProcess
     from qwenstack.serving import ServeConfig, Traces
     from qwenstack.serving.oidc_config import OidcConfig
     from qwenstack.storage import Database
@@ -110,7 +110,6 @@ def _prepare_and_serve(resolved: Resolved[Settings]) -> None:
     if os.environ.get("QWENSTACK_API_KEY") and not settings.server.api_keys:
         logger.warning("QWENSTACK_API_KEY is the key that clients send. A server's own keys are QWENSTACK_API_KEYS.")
     config = serve_config(settings)
-    embedder = make_embedder(settings.embedding)
     keeps_nothing = settings.storage.url == NO_DATABASE
     # What can be refused is refused before a long download.
     with contextlib.nullcontext() if keeps_nothing else open_storage(settings.storage) as database:
@@ -124,7 +123,7 @@ def _prepare_and_serve(resolved: Resolved[Settings]) -> None:
             traces = stack.enter_context(traces_to(settings.otel.endpoint))
             pulled = fetch_model(settings)
             logger.info("Loading %s ...", pulled.name)
-            engine = engine_config(settings, pulled)
+            engine, embedder = engine_config(settings, pulled), make_embedder(settings)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(_serve(engine, log_config(settings), config, listener, database, embedder, plan, traces))
 
@@ -135,7 +134,7 @@ async def _serve(
     config: ServeConfig,
     listener: socket.socket,
     database: Database | None,
-    embedder: E5Embedder | None,
+    embedder: EmbedderProcess | None,
     plan: AdminPlan | None,
     traces: Traces,
 ) -> None:

@@ -149,9 +149,11 @@ class EmbeddingSettings:
     """The model that makes vectors of texts, beside the one that answers."""
 
     model: str = "multilingual-e5-small"
-    """multilingual-e5-small, which is part of the installation; off: none."""
+    """multilingual-e5-small, which is part of the installation; a Qwen3-Embedding model; off: none."""
     num_threads: Annotated[int, Between(low=1, high=1024)] | None = None
     """Threads that it may use; none: one for every two cores."""
+    max_tokens: Annotated[int, Between(low=1, high=1 << 24)] | None = None
+    """Of one text; none: as many as a Qwen3-Embedding model was made for, at most 8192. The other has 512."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

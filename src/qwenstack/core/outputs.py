@@ -176,3 +176,20 @@ class RequestOutput:
             self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingOutput:
+    """The vector of one text."""
+
+    embedding: Sequence[float]
+    """Of length one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequestOutput:
+    """A text that was embedded, in vLLM's shape."""
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    outputs: EmbeddingOutput

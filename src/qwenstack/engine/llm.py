@@ -10,18 +10,27 @@ import itertools
 import operator
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, SupportsIndex, TypedDict, Unpack, cast
 
 from qwenstack.core.errors import ConfigError, EngineError, RequestError
 from qwenstack.core.messages import Message, parse_messages
-from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput, raise_if_failed
+from qwenstack.core.outputs import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    OutputDelta,
+    RequestOutput,
+    raise_if_failed,
+)
 from qwenstack.core.protocols import EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.answer import tools_not_supported
 from qwenstack.engine.building import build_engine
 from qwenstack.engine.config import EngineConfig, IsaName, KVCacheDtype
+from qwenstack.engine.embedding import TextEmbedder, check_embedded_ids
 from qwenstack.engine.loading import default_sampling
 from qwenstack.hub.checkpoint import open_checkpoint
 from qwenstack.hub.pull import locate
@@ -176,6 +185,34 @@ class LLM:
         ids = [encode(prompt) if isinstance(prompt, str) else _token_ids(prompt) for prompt in listed]
         return self._run(texts, ids, sampling_params, options)
 
+    def embed(self, prompts: Prompt | Sequence[Prompt]) -> list[EmbeddingRequestOutput]:
+        """Return the vectors of texts; for Qwen3-Embedding models, whose instructions are part of the text.
+
+        A text gets what the model's tokenizer wants behind it; token ids are taken as they are.
+
+        Raises:
+            RequestError: a prompt is no prompt, empty, too long or cannot be encoded; or the model is of a family that
+                does not embed.
+            EngineError: this `LLM` is closed.
+        """
+        self._refuse_if_closed()
+        tokenizer = self.get_tokenizer()
+        ids = [
+            [*tokenizer.encode(prompt), *tokenizer.text_end_ids] if isinstance(prompt, str) else _token_ids(prompt)
+            for prompt in _as_list(prompts)
+        ]
+        for each in ids:
+            check_embedded_ids(each, self.card)
+        vectors_BD = self._text_embedder.embed(ids)
+        return [
+            EmbeddingRequestOutput(
+                request_id=f"offline-{next(self._request_numbers)}",
+                prompt_token_ids=token_ids,
+                outputs=EmbeddingOutput(embedding=vector_D.tolist()),
+            )
+            for token_ids, vector_D in zip(ids, vectors_BD, strict=True)
+        ]
+
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
@@ -225,6 +262,15 @@ class LLM:
                     yield delta
         finally:
             self._engine.abort(request_id)
+
+    @cached_property
+    def _text_embedder(self) -> TextEmbedder:
+        model = self._engine.model
+        if model.decoder.config.model_type != "qwen3":
+            text = f"{model.card.id} is a model of type {model.decoder.config.model_type!r}, which does not embed."
+            raise RequestError(f"{text} Load a Qwen3-Embedding model.")
+        dtype = model.kv_cache.layers[0][0].dtype
+        return TextEmbedder(model.decoder, max_tokens=model.card.max_model_len, kv_dtype=dtype)
 
     def _encode_chat(
         self, messages: Conversation, tools: Sequence[Mapping[str, object]] | None, enable_thinking: bool | None

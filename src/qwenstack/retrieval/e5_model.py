@@ -51,17 +51,20 @@ class E5Model:
 
         return cls(cast("Engine", E5(num_threads=num_threads)))
 
-    def prepare(self, texts: Sequence[str], input_type: InputType, *, truncate: bool) -> list[EmbeddingInput]:
+    def prepare(
+        self, inputs: Sequence[str | Sequence[int]], input_type: InputType, *, truncate: bool
+    ) -> list[EmbeddingInput]:
         """Count each text, and with `truncate` leave out the end of those that are too long."""
-        return [self._prepare(clean(text), input_type, truncate=truncate) for text in texts]
+        return [self._prepare(clean(_text_of(given)), input_type, truncate=truncate) for given in inputs]
 
-    def embed(self, texts: Sequence[str], input_type: InputType) -> np.ndarray:
-        """Return the vectors of texts that `prepare` found to fit, `[len(texts), 384]` float32.
+    def embed(self, inputs: Sequence[EmbeddingInput]) -> np.ndarray:
+        """Return the vectors of texts of one type that `prepare` found to fit, `[B, 384]` float32.
 
         Raises:
             ArithmeticError: a vector has something in it that is no number.
         """
-        vectors_BD = self._engine.encode(texts, input_type == "query")
+        texts = [_text_of(each.content) for each in inputs]
+        vectors_BD = self._engine.encode(texts, inputs[0].input_type == "query")
         if not np.isfinite(vectors_BD).all():
             raise ArithmeticError("the embedding model gave vectors that are not numbers")
         return vectors_BD
@@ -90,6 +93,11 @@ class E5Model:
 
     def _count(self, text: str, input_type: InputType) -> int:
         return self._engine.token_count(text, input_type == "query")
+
+
+def _text_of(given: str | Sequence[int]) -> str:
+    assert isinstance(given, str), "`read_text` in `embedders` lets nothing else through"
+    return given
 
 
 def clean(text: str) -> str:

@@ -38,6 +38,8 @@ class Tokenizer:
         """Ids that end an answer."""
         self.bos_token_id = parts.bos_token_id
         """Set where the model wants this token before each text; `encode` puts it there."""
+        self.text_end_ids = parts.text_end_ids
+        """What a model that embeds wants behind each text; `encode` does not put it there."""
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:

@@ -43,6 +43,8 @@ class TokenizerParts:
     bos_token_id: int | None
     """Set only where the model wants it before each text."""
     chat_template: str | None
+    text_end_ids: tuple[int, ...] = ()
+    """What the file says is to stand behind each text; only models that embed want it."""
 
 
 def parts_from_gguf(metadata: Mapping[str, object]) -> TokenizerParts:
@@ -81,12 +83,14 @@ def parts_from_gguf(metadata: Mapping[str, object]) -> TokenizerParts:
 
     wants_bos = metadata.get("tokenizer.ggml.add_bos_token") is True
     named_eos = [_token_id(metadata, f"tokenizer.ggml.{name}_token_id", vocabulary) for name in ("eos", "eot")]
+    wants_eos = metadata.get("tokenizer.ggml.add_eos_token") is True
     return TokenizerParts(
         vocabulary=vocabulary,
         build_encoder=build_encoder,
         eos_token_ids=_eos_token_ids(named_eos, vocabulary),
         bos_token_id=_token_id(metadata, "tokenizer.ggml.bos_token_id", vocabulary) if wants_bos else None,
         chat_template=_chat_template(metadata.get("tokenizer.chat_template"), vocabulary),
+        text_end_ids=tuple(each for each in named_eos[:1] if each is not None) if wants_eos else (),
     )
 
 
@@ -117,7 +121,28 @@ def parts_from_hf(tokenizer_json: str, config: Mapping[str, object], chat_templa
         eos_token_ids=_eos_token_ids([eos], vocabulary),
         bos_token_id=bos if config.get("add_bos_token") is True else None,
         chat_template=_chat_template(chat_template or _default_template(config.get("chat_template")), vocabulary),
+        text_end_ids=tuple(_text_end_ids(description.get("post_processor"), vocabulary)),
     )
+
+
+def _text_end_ids(processor: object, vocabulary: Vocabulary) -> Iterator[int]:
+    """Yield what a post-processor writes behind a single text: `$A <|endoftext|>` in Qwen3-Embedding."""
+    fields = _object(processor or {}, "post_processor")
+    parts = [fields, *(_object(part, "processors") for part in _list(fields.get("processors")))]
+    for part in parts:
+        if part.get("type") != "TemplateProcessing":
+            continue
+        pieces = [_object(piece, "single") for piece in _list(part.get("single"))]
+        text_at = next((at for at, piece in enumerate(pieces) if "Sequence" in piece), len(pieces))
+        for piece in pieces[text_at + 1 :]:
+            yield _end_token(_object(piece.get("SpecialToken"), "SpecialToken").get("id"), vocabulary)
+
+
+def _end_token(text: object, vocabulary: Vocabulary) -> int:
+    token_id = vocabulary.id_of_added(text) if isinstance(text, str) else None
+    if token_id is None:
+        raise ModelFormatError(f"`tokenizer.json` wants {text!r:.64} behind each text and has no such added token.")
+    return token_id
 
 
 def _words_by_id(id_of_word: Mapping[str, int]) -> list[str]:
@@ -189,6 +214,10 @@ def _object(value: object, name: str) -> Mapping[str, object]:
     if not isinstance(value, dict):
         raise ModelFormatError(f"The tokenizer's {name!r} is not an object of JSON.")
     return cast("dict[str, object]", value)
+
+
+def _list(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []
 
 
 def _id(value: object, token: str) -> int:

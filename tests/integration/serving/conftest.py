@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "serving"))
 from toy_embedder import ToyEmbedder
 from toy_llm import ToyLLM
 
-from qwenstack.retrieval import E5Embedder
+from qwenstack.retrieval import EmbedderProcess, e5_embedder
 from qwenstack.serving import ServeConfig, create_app, open_socket, serve_app
 from qwenstack.storage import Database
 
@@ -34,7 +34,7 @@ def llm() -> ToyLLM:
 
 @contextlib.contextmanager
 def running(
-    llm: ToyLLM, config: ServeConfig, embedder: E5Embedder | None = None, database: Database | None = None
+    llm: ToyLLM, config: ServeConfig, embedder: EmbedderProcess | None = None, database: Database | None = None
 ) -> Iterator[str]:
     """Serve in another thread, at a port that the system chooses."""
     with running_at(llm, config, embedder=embedder, database=database) as urls:
@@ -46,7 +46,7 @@ def running_at(
     llm: ToyLLM,
     config: ServeConfig,
     database: Database | None = None,
-    embedder: E5Embedder | ToyEmbedder | None = None,
+    embedder: EmbedderProcess | ToyEmbedder | None = None,
 ) -> Iterator[Sequence[str]]:
     """Serve in another thread, at ports that the system chooses; HTTP's address comes first."""
     config = replace(config, port=0)
@@ -81,7 +81,7 @@ def serve(llm: ToyLLM) -> Serve:
 @pytest.fixture
 def embedding_url(llm: ToyLLM) -> Iterator[str]:
     """A server with the real embedding model beside the toy."""
-    with running(llm, ServeConfig(), E5Embedder()) as address:
+    with running(llm, ServeConfig(), e5_embedder()) as address:
         yield address
 
 

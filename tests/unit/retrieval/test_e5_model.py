@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwenstack.core.embedding import EmbeddingInput
 from qwenstack.retrieval.e5_limits import DIMENSIONS, MAX_TOKENS
 from qwenstack.retrieval.e5_model import E5Model, clean
 
@@ -65,7 +66,7 @@ def test_without_being_asked_nothing_is_cut() -> None:
 
 def test_vectors_that_are_no_numbers_are_not_returned() -> None:
     with pytest.raises(ArithmeticError):
-        E5Model(ByteEngine(number=float("nan"))).embed(["x"], "query")
+        E5Model(ByteEngine(number=float("nan"))).embed([EmbeddingInput(content="x", num_tokens=3, input_type="query")])
 
 
 def _expansions() -> Iterator[tuple[str, int]]:

