@@ -256,3 +256,38 @@ def test_sec_25_keys_that_everybody_tries_first_are_refused(key: str) -> None:
 def test_keys_that_somebody_made_are_not_taken_for_guesses() -> None:
     for key in ("sk-right-key", "3f8a1c77", "correct horse battery".replace(" ", "-"), "q1w2e3r4t5-of-mine"):
         assert not is_guessable(key)
+
+
+@pytest.mark.anyio
+async def test_a_key_is_limited_and_its_use_is_told(
+    app: FastAPI, public: FastAPI, admin: httpx.AsyncClient, database: Database
+) -> None:
+    made = (await admin.post("/admin/v1/keys", json={"name": "n", "limits": {"tokens_per_day": 500}})).json()
+    assert made["limits"]["tokens_per_day"] == 500
+    limited = await admin.post(f"/admin/v1/keys/{made['id']}/limits", json={"requests_per_minute": 1})
+    assert limited.json()["limits"] == {
+        "requests_per_minute": 1,
+        "tokens_per_minute": None,
+        "concurrent_requests": None,
+        "tokens_per_day": None,
+    }
+    chat = {"messages": [{"role": "user", "content": "hello"}]}
+    async with (
+        public.router.lifespan_context(public),
+        client_of(public, {"authorization": f"Bearer {made['key']}"}) as user,
+    ):
+        answers = [await user.post("/v1/chat/completions", json=chat) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]  # the change counted at once
+    (used,) = (await admin.get("/admin/v1/usage?days=1")).json()["data"]
+    usage = answers[0].json()["usage"]
+    assert (used["account"], used["requests"]) == (made["id"], 1)
+    assert used["prompt_tokens"] + used["completion_tokens"] == usage["total_tokens"]
+    assert AuditLog(database).newest(10)[-1].record.action.startswith("key.")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("body", "status"), [({"tokens_per_day": 0}, 400), ({"per_week": 1}, 400), ({}, 404)])
+async def test_wrong_limits_and_unknown_keys_are_refused(
+    admin: httpx.AsyncClient, body: dict[str, int], status: int
+) -> None:
+    assert (await admin.post("/admin/v1/keys/aaaaaaaaaaaaaaaa/limits", json=body)).status_code == status

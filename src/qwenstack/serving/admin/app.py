@@ -14,10 +14,11 @@ from qwenstack.serving.admin.adapters import adapter_routes
 from qwenstack.serving.admin.audit import audit_routes
 from qwenstack.serving.admin.keys import key_routes
 from qwenstack.serving.admin.models import model_routes
+from qwenstack.serving.admin.usage import usage_routes
 from qwenstack.serving.app import ServerParts, bare_app, guard, openapi_routes
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.identity import Access
-from qwenstack.storage import ApiKeys, AuditLog
+from qwenstack.storage import ApiKeys, AuditLog, UsageRecords
 
 MAX_BODY_BYTES = 64 * 1024
 """Far more than any act of an administrator takes."""
@@ -71,6 +72,7 @@ def create_admin_app(public: FastAPI, config: ServeConfig) -> FastAPI:
         key_routes(ApiKeys(parts.database), parts.keys),
         model_routes(parts.backend.service),
         adapter_routes(AdapterShelf(parts.llm, parts.backend.service, log, folder=config.adapters_folder)),
+        usage_routes(UsageRecords(parts.database)),
         audit_routes(log),
         openapi_routes(app.openapi, AdminRoute),
     )

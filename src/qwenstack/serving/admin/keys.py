@@ -11,6 +11,7 @@ from fastapi.routing import APIRouter
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from qwenstack.core.limits import MAX_LIMIT, Limits
 from qwenstack.core.scope import Scope
 from qwenstack.serving.access import AdminRoute
 from qwenstack.serving.errors import HttpError
@@ -25,7 +26,25 @@ MAX_PAGE = 1000
 MAX_LIFETIME_S = 10 * 366 * 86_400
 _MAX_MODELS = 64
 
+Count = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+
+
+class LimitFields(WireModel):
+    """What a key may use; what is left out is as the server's settings say."""
+
+    requests_per_minute: Count | None = None
+    """Requests that need a key."""
+    tokens_per_minute: Count | None = None
+    """Tokens of prompts and answers."""
+    concurrent_requests: Count | None = None
+    """Answers that are waited for at the same time, streams included."""
+    tokens_per_day: Count | None = None
+    """Tokens of prompts and answers between midnights, UTC."""
+
+    def to_limits(self) -> Limits:
+        """Return them as the server keeps them."""
+        return Limits(**self.model_dump())
 
 
 class KeyRequest(WireModel):
@@ -41,6 +60,17 @@ class KeyRequest(WireModel):
     """Models that it may use; left out or null: all."""
     expires_in_s: float | None = Field(None, gt=0, le=MAX_LIFETIME_S)
     """How long it is good; left out or null: until it is revoked."""
+    limits: LimitFields = LimitFields()
+    """What it may use."""
+
+
+class LimitBody(TypedDict):
+    """What a key may use; null: as the server's settings say."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent_requests: int | None
+    tokens_per_day: int | None
 
 
 class KeyBody(TypedDict):
@@ -52,6 +82,7 @@ class KeyBody(TypedDict):
     tenant: str
     scopes: list[Scope]
     models: list[str] | None
+    limits: LimitBody
     created_at: int
     """Unix seconds, as the others."""
     expires_at: int | None
@@ -97,6 +128,7 @@ def key_routes(keys: ApiKeys, ring: KeyRing) -> APIRouter:
                 scopes=body.scopes,
                 models=body.models,
                 lifetime_s=body.expires_in_s,
+                limits=body.limits.to_limits(),
             )
             refresh(ring, keys)
             return {**write_key(made.key), "key": made.text}
@@ -107,6 +139,17 @@ def key_routes(keys: ApiKeys, ring: KeyRing) -> APIRouter:
     async def read_key(key_id: str) -> Response:
         """Describe the key of this id."""
         return json_response(write_key(_known(key_id, await asyncio.to_thread(keys.get, key_id))))
+
+    @router.post("/admin/v1/keys/{key_id}/limits", summary="Limit a key", response_model=KeyBody, responses=_NOT_FOUND)
+    async def limit_key(key_id: str, body: LimitFields, request: Request) -> Response:
+        """Say anew what an open key may use, and describe it; a limit that is left out goes back to the settings'."""
+
+        def limit() -> ApiKey | None:
+            found = keys.limit(key_id, body.to_limits(), actor=identity_of(request).actor)
+            refresh(ring, keys)
+            return keys.get(key_id) if found else None
+
+        return json_response(write_key(_known(key_id, await asyncio.to_thread(limit))))
 
     @router.delete("/admin/v1/keys/{key_id}", summary="Revoke a key", response_model=KeyBody, responses=_NOT_FOUND)
     async def revoke_key(key_id: str, request: Request) -> Response:
@@ -141,10 +184,20 @@ def write_key(key: ApiKey) -> KeyBody:
         "tenant": key.tenant,
         "scopes": sorted(key.scopes),
         "models": None if key.models is None else sorted(key.models),
+        "limits": _write_limits(key.limits),
         "created_at": key.created_at_ms // 1000,
         "expires_at": _seconds(key.expires_at_ms),
         "revoked_at": _seconds(key.revoked_at_ms),
         "state": state,
+    }
+
+
+def _write_limits(limits: Limits) -> LimitBody:
+    return {
+        "requests_per_minute": limits.requests_per_minute,
+        "tokens_per_minute": limits.tokens_per_minute,
+        "concurrent_requests": limits.concurrent_requests,
+        "tokens_per_day": limits.tokens_per_day,
     }
 
 
