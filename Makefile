@@ -73,8 +73,6 @@ test-long: .venv-test/installed web ## Run the tests that take hours
 	QWENSTACK_STORM_STREAMS=1000 $(DEV)/python -m pytest tests/integration/engine/test_cancel_storm.py
 	QWENSTACK_STRUCTURED_PROMPTS=100 $(DEV)/python -m pytest tests/integration/engine/test_structured_output.py \
 	    --timeout 4000
-	QWENSTACK_STORAGE_KILLS=500 QWENSTACK_POSTGRES_KILLS=20 $(DEV)/python -m pytest tests/integration/storage \
-	    --timeout 4000
 	QWENSTACK_TIMING_SAMPLES=250 $(DEV)/python -m pytest -s tests/integration/serving/test_prefix_cache_timing.py
 	QWENSTACK_ISA_PROMPTS=50 $(DEV)/python -m pytest tests/integration/engine/test_instruction_sets.py --timeout 4000
 	$(DEV)/python benches/reliability.py --scale long --write-doc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reliability import disconnects, framing, load, overload, rest_fuzz, slow_clients
+from reliability import disconnects, durability, framing, load, overload, rest_fuzz, slow_clients
 from reliability.verdict import Row
 
 _ROWS = (
@@ -15,6 +15,8 @@ _ROWS = (
     overload.L7,
     slow_clients.C8,
     disconnects.C9,
+    durability.D3,
+    durability.D4,
     rest_fuzz.F4,
     framing.F8,
 )
