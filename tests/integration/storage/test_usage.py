@@ -11,7 +11,8 @@ DAY = "2026-11-26"
 
 
 def test_what_several_servers_add_at_once_is_the_sum(postgres: Any) -> None:
-    records = [UsageRecords(open_database(postgres.url)) for _ in range(4)]
+    databases = [open_database(postgres.url) for _ in range(4)]
+    records = [UsageRecords(database) for database in databases]
     one = Usage(tenant="t", requests=1, prompt_tokens=2, completion_tokens=3)
     used = {UsageKey(DAY, account): one for account in ("b", "a", "c")}
 
@@ -24,3 +25,5 @@ def test_what_several_servers_add_at_once_is_the_sum(postgres: Any) -> None:
     totals = records[0].exchange({}, DAY)
     assert {account: total.requests for account, total in totals.items()} == {"a": 100, "b": 100, "c": 100}
     assert totals["a"].tokens == 500
+    for database in databases:
+        database.close()
