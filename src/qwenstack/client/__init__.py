@@ -7,11 +7,13 @@ Each call is described once, as a value (`call`), in the module of its group; `C
 who sends it. It knows nothing of the server's code.
 """
 
+from qwenstack.client.batches import Batch, BatchAnswer
 from qwenstack.client.clients import AsyncClient, Client
 from qwenstack.client.embeddings import Embeddings
 from qwenstack.client.errors import (
     AuthenticationError,
     BadRequestError,
+    BatchError,
     ClientError,
     ConflictError,
     ConnectionFailedError,
@@ -24,6 +26,7 @@ from qwenstack.client.errors import (
     TimedOutError,
     UnreadableAnswerError,
 )
+from qwenstack.client.files import StoredFile
 from qwenstack.client.responses import Response, ResponseEvent
 from qwenstack.client.retry import RetryPolicy
 from qwenstack.client.transport import AsyncStream, Stream
@@ -43,6 +46,9 @@ __all__ = [
     "AsyncStream",
     "AuthenticationError",
     "BadRequestError",
+    "Batch",
+    "BatchAnswer",
+    "BatchError",
     "ChatChunk",
     "ChatCompletion",
     "Client",
@@ -63,6 +69,7 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "StatusError",
+    "StoredFile",
     "Stream",
     "TimedOutError",
     "ToolCall",

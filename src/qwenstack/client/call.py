@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -17,6 +18,16 @@ Taken = TypeVar("Taken", contravariant=True)
 Final = TypeVar("Final", covariant=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file to send."""
+
+    name: str
+    """What the server is told."""
+    content: bytes | Path
+    """A path is opened for each attempt and sent as it is read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[Result]):
     """One exchange with the server."""
@@ -28,8 +39,8 @@ class Call(Generic[Result]):
     """Makes the result of the answer's body."""
     body: Mapping[str, object] | None = None
     """Sent as JSON."""
-    files: Mapping[str, tuple[str, bytes, str]] | None = None
-    """Sent as a form: by field, a file's name, content and type; `body` are the other fields then."""
+    files: Mapping[str, Upload] | None = None
+    """By field; sent as a form, in which `body` are the other fields."""
     query: Mapping[str, str] = field(default_factory=dict[str, str])
     is_repeatable: bool = True
     """Whether it may be sent again when nobody knows what became of it: it makes nothing that stays."""

@@ -7,10 +7,12 @@ from typing import Generic, Self, TypeVar
 
 import httpx
 
+from qwenstack.client.batches import Batches
 from qwenstack.client.chat import Chat
 from qwenstack.client.completions import Completions, Tokenizer
 from qwenstack.client.config import DEFAULT_TIMEOUT_S, ClientConfig
 from qwenstack.client.embeddings import EmbeddingCalls
+from qwenstack.client.files import Files
 from qwenstack.client.models import Models
 from qwenstack.client.responses import Responses
 from qwenstack.client.retry import RetryPolicy
@@ -28,6 +30,8 @@ class _Groups(Generic[TransportT]):
         self.completions = Completions(transport)
         self.responses = Responses(transport)
         self.embeddings = EmbeddingCalls(transport)
+        self.files = Files(transport)
+        self.batches = Batches(transport)
         self.models = Models(transport)
         self.tokens = Tokenizer(transport)
 

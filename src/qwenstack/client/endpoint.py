@@ -7,12 +7,12 @@ awaitable of it. Type checkers know which.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from qwenstack.client.call import Call, StreamCall
-from qwenstack.client.retry import Flow, RetryPolicy
+from qwenstack.client.pages import Page, each_item
+from qwenstack.client.retry import Flow, RetryPolicy, Source
 from qwenstack.client.transport import AsyncStream, AsyncTransport, Stream, Transport
 
 Parameters = ParamSpec("Parameters")
@@ -101,49 +101,37 @@ class FlowEndpoint(Generic[Parameters, Result]):
         return method
 
 
-@dataclass(frozen=True, slots=True)
-class Page(Generic[Item]):
-    """Some of the items, and how to get more."""
+class ItemsEndpoint(Generic[Parameters, Item]):
+    """A method that takes several calls and yields what they bring."""
 
-    items: list[Item]
-    following: Call[Page[Item]] | None
-
-
-class PagesEndpoint(Generic[Parameters, Item]):
-    """A method that yields all items of a list, a page at a time."""
-
-    def __init__(self, describe: Callable[Parameters, Call[Page[Item]]]) -> None:
-        """Take the function that describes the first page."""
-        self._describe = describe
+    def __init__(self, begin: Callable[Concatenate[RetryPolicy, Parameters], Source[Item]]) -> None:
+        """Take the function that makes the source."""
+        self._begin = begin
 
     @overload
-    def __get__(self, group: Group[Transport], kind: object = None) -> Callable[Parameters, Iterator[Item]]: ...
+    def __get__(self, group: Group[Transport], kind: object = None) -> Callable[Parameters, Generator[Item]]: ...
     @overload
     def __get__(
         self, group: Group[AsyncTransport], kind: object = None
-    ) -> Callable[Parameters, AsyncIterator[Item]]: ...
+    ) -> Callable[Parameters, AsyncGenerator[Item]]: ...
     def __get__(self, group: Group[Any], kind: object = None) -> Callable[Parameters, Any]:
         """Return the method."""
-        transport: Transport | AsyncTransport = group.transport
 
-        @functools.wraps(self._describe)
+        @functools.wraps(self._begin)
         def method(*args: Parameters.args, **kwargs: Parameters.kwargs) -> object:
-            first = self._describe(*args, **kwargs)
-            return _each(transport, first) if isinstance(transport, Transport) else _each_async(transport, first)
+            return group.transport.iterate(self._begin(group.transport.policy, *args, **kwargs))
 
         return method
 
 
-def _each(transport: Transport, call: Call[Page[Item]] | None) -> Iterator[Item]:
-    while call is not None:
-        page = transport.send(call)
-        yield from page.items
-        call = page.following
+class PagesEndpoint(ItemsEndpoint[Parameters, Item]):
+    """A method that yields all items of a list, a page at a time."""
 
+    def __init__(self, describe: Callable[Parameters, Call[Page[Item]]]) -> None:
+        """Take the function that describes the first page."""
 
-async def _each_async(transport: AsyncTransport, call: Call[Page[Item]] | None) -> AsyncIterator[Item]:
-    while call is not None:
-        page = await transport.send(call)
-        for item in page.items:
-            yield item
-        call = page.following
+        @functools.wraps(describe)
+        def begin(policy: RetryPolicy, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Source[Item]:
+            return each_item(policy, describe(*args, **kwargs))
+
+        super().__init__(begin)

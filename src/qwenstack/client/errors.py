@@ -12,6 +12,7 @@ ClientError
 │   ├── RateLimitError              429: too much at once; `retry_after_s`
 │   └── ServerError                 5xx
 │       └── OverloadedError         503: no room at this moment; `retry_after_s`
+├── BatchError                      a batch, or a request of it, has no answers; has a code
 └── UnreadableAnswerError           what came is not what such a server sends
 """
 
@@ -41,6 +42,16 @@ class TimedOutError(ConnectionFailedError):
 
 class UnreadableAnswerError(ClientError):
     """What came is not what such a server sends."""
+
+
+class BatchError(ClientError):
+    """A batch failed or was cancelled, or nobody came to one of its requests."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        """Keep what the server said."""
+        super().__init__(message)
+        self.code = code
+        """A stable word for programs."""
 
 
 class StatusError(ClientError):

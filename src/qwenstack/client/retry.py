@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import httpx
 
@@ -13,6 +14,7 @@ from qwenstack.client.call import Call
 from qwenstack.client.errors import ClientError, ConnectionFailedError, StatusError, TimedOutError, read_error
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """What happens before the first byte of a request leaves."""
@@ -68,16 +70,47 @@ class Pause:
     delay_s: float
 
 
-Step: TypeAlias = Send | Pause
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write the body of a streamed answer to a file, which is there when it is whole, and not before."""
+
+    response: httpx.Response
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Emit(Generic[Item]):
+    """Hand this out."""
+
+    item: Item
+
+
+Step: TypeAlias = Send | Pause | Save
 Outcome: TypeAlias = "httpx.Response | httpx.TransportError | None"
 Flow: TypeAlias = Generator[Step, Outcome, Result]
 """Several steps, written once: whoever runs it does what it yields, with or without an event loop."""
+Source: TypeAlias = Generator[Step | Emit[Item], Outcome, None]
+"""A flow that brings items on its way."""
 
 
 def exchange(call: Call[Result], policy: RetryPolicy) -> Flow[Result]:
     """Send a call until it succeeds or is not to be sent again."""
     response = yield from open_answer(call, policy, is_streamed=False)
     return call.read(response.content)
+
+
+def save_answer(call: Call[Any], policy: RetryPolicy, path: Path) -> Flow[Path]:
+    """Send a call and write its answer to a file, a piece at a time.
+
+    Raises:
+        ClientError: the answer does not begin well, or breaks off.
+        OSError: the file cannot be written.
+    """
+    response = yield from open_answer(call, policy, is_streamed=True)
+    outcome = yield Save(response, path)
+    if isinstance(outcome, httpx.TransportError):
+        raise connection_failure(outcome) from outcome
+    return path
 
 
 def open_answer(call: Call[Any], policy: RetryPolicy, *, is_streamed: bool) -> Flow[httpx.Response]:

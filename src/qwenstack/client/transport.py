@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from typing import Any, Generic, Self, TypeVar
+from pathlib import Path
+from typing import IO, Any, Generic, Self, TypeVar
 
 import httpx
 import msgspec
@@ -13,10 +16,23 @@ import msgspec
 from qwenstack.client.call import Call, Event, StreamCall
 from qwenstack.client.errors import ConnectionFailedError, read_error_event
 from qwenstack.client.event_stream import DONE, EventReader
-from qwenstack.client.retry import Flow, Pause, RetryPolicy, Step, connection_failure, exchange, open_answer
+from qwenstack.client.retry import (
+    Emit,
+    Flow,
+    Outcome,
+    Pause,
+    RetryPolicy,
+    Save,
+    Source,
+    Step,
+    connection_failure,
+    exchange,
+    open_answer,
+)
 
 Result = TypeVar("Result")
 Final = TypeVar("Final")
+Item = TypeVar("Item")
 
 
 class Transport:
@@ -37,7 +53,7 @@ class Transport:
 
     def run(self, flow: Flow[Result]) -> Result:
         """Do what a flow asks for until it has its result."""
-        outcome: httpx.Response | httpx.TransportError | None = None
+        outcome: Outcome = None
         while True:
             try:
                 step = flow.send(outcome)
@@ -46,17 +62,40 @@ class Transport:
                 return result
             outcome = self._do(step)
 
-    def _do(self, step: Step) -> httpx.Response | httpx.TransportError | None:
+    def iterate(self, source: Source[Item]) -> Generator[Item]:
+        """Do what a source asks for and yield what it brings."""
+        outcome: Outcome = None
+        with contextlib.closing(source):
+            while True:
+                try:
+                    step = source.send(outcome)
+                except StopIteration:
+                    return
+                if isinstance(step, Emit):
+                    outcome = None
+                    yield step.item
+                else:
+                    outcome = self._do(step)
+
+    def _do(self, step: Step) -> Outcome:
         if isinstance(step, Pause):
             time.sleep(step.delay_s)
             return None
         try:
-            response = self.http.send(build_request(self.http, step.call), stream=True)
+            if isinstance(step, Save):
+                return self._save(step)
+            with opened_request(self.http, step.call) as request:
+                response = self.http.send(request, stream=True)
             if not (step.is_streamed and response.is_success):
                 response.read()
         except httpx.TransportError as error:
             return error
         return response
+
+    def _save(self, step: Save) -> None:
+        with contextlib.closing(step.response), new_file(step.path) as file:
+            for piece in step.response.iter_bytes():
+                file.write(piece)
 
 
 class AsyncTransport:
@@ -77,7 +116,7 @@ class AsyncTransport:
 
     async def run(self, flow: Flow[Result]) -> Result:
         """Do what a flow asks for until it has its result."""
-        outcome: httpx.Response | httpx.TransportError | None = None
+        outcome: Outcome = None
         while True:
             try:
                 step = flow.send(outcome)
@@ -86,24 +125,85 @@ class AsyncTransport:
                 return result
             outcome = await self._do(step)
 
-    async def _do(self, step: Step) -> httpx.Response | httpx.TransportError | None:
+    async def iterate(self, source: Source[Item]) -> AsyncGenerator[Item]:
+        """Do what a source asks for and yield what it brings."""
+        outcome: Outcome = None
+        with contextlib.closing(source):
+            while True:
+                try:
+                    step = source.send(outcome)
+                except StopIteration:
+                    return
+                if isinstance(step, Emit):
+                    outcome = None
+                    yield step.item
+                else:
+                    outcome = await self._do(step)
+
+    async def _do(self, step: Step) -> Outcome:
         if isinstance(step, Pause):
             await asyncio.sleep(step.delay_s)
             return None
         try:
-            response = await self.http.send(build_request(self.http, step.call), stream=True)
+            if isinstance(step, Save):
+                return await self._save(step)
+            with opened_request(self.http, step.call) as request:
+                response = await self.http.send(request, stream=True)
             if not (step.is_streamed and response.is_success):
                 await response.aread()
         except httpx.TransportError as error:
             return error
         return response
 
+    async def _save(self, step: Save) -> None:
+        async with contextlib.aclosing(step.response):
+            with new_file(step.path) as file:
+                async for piece in step.response.aiter_bytes():
+                    file.write(piece)
+
+
+@contextlib.contextmanager
+def opened_request(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> Generator[httpx.Request]:
+    """Write a call as HTTP; the files that it sends are open meanwhile.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    if call.files is None:
+        yield build_request(http, call)
+        return
+    fields = {name: str(value) for name, value in (call.body or {}).items()}
+    with contextlib.ExitStack() as stack:
+        files = {
+            field: (
+                each.name,
+                stack.enter_context(each.content.open("rb")) if isinstance(each.content, Path) else each.content,
+            )
+            for field, each in call.files.items()
+        }
+        yield http.build_request(call.method, call.path, params=call.query, files=files, data=fields)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Generator[IO]:
+    """Open a file that takes its name, and the place of another, when it is whole; else nothing of it stays.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:100]}.", delete=False) as file:
+        part = Path(file.name)
+        try:
+            yield file
+            file.flush()
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
 
 def build_request(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
     """Write a call as HTTP."""
-    if call.files is not None:
-        fields = {name: str(value) for name, value in (call.body or {}).items()}
-        return http.build_request(call.method, call.path, params=call.query, files=call.files, data=fields)
     if call.method != "POST":
         return http.build_request(call.method, call.path, params=call.query)
     content = msgspec.json.encode(call.body or {})
