@@ -4,11 +4,20 @@
         print(client.chat.create([{"role": "user", "content": "Hello!"}]).text)
 
 Each call is described once, as a value (`call`), in the module of its group; `Client` and `AsyncClient` differ only in
-who sends it. It knows nothing of the server's code.
+who sends it, and so do `AdminClient` and `AsyncAdminClient`. It knows nothing of the server's code.
 """
 
+from qwenstack.client.administration import (
+    Adapter,
+    ApiKey,
+    AuditEntry,
+    AuditVerification,
+    DayOfUse,
+    KeyLimits,
+    NewApiKey,
+)
 from qwenstack.client.batches import Batch, BatchAnswer
-from qwenstack.client.clients import AsyncClient, Client
+from qwenstack.client.clients import AdminClient, AsyncAdminClient, AsyncClient, Client
 from qwenstack.client.embeddings import Embeddings
 from qwenstack.client.errors import (
     AuthenticationError,
@@ -42,8 +51,14 @@ from qwenstack.client.types import (
 )
 
 __all__ = [
+    "Adapter",
+    "AdminClient",
+    "ApiKey",
+    "AsyncAdminClient",
     "AsyncClient",
     "AsyncStream",
+    "AuditEntry",
+    "AuditVerification",
     "AuthenticationError",
     "BadRequestError",
     "Batch",
@@ -56,10 +71,13 @@ __all__ = [
     "Completion",
     "ConflictError",
     "ConnectionFailedError",
+    "DayOfUse",
     "Embeddings",
     "FunctionCall",
+    "KeyLimits",
     "Message",
     "Model",
+    "NewApiKey",
     "NotFoundError",
     "OverloadedError",
     "PermissionDeniedError",

@@ -10,12 +10,29 @@ import httpx
 
 from qwenstack.core.errors import ConfigError
 
-DEFAULT_BASE_URL = "http://127.0.0.1:8000"
-BASE_URL_NAMES = ("QWENSTACK_BASE_URL", "OPENAI_BASE_URL")
-API_KEY_NAMES = ("QWENSTACK_API_KEY", "OPENAI_API_KEY")
 DEFAULT_TIMEOUT_S = 600.0
 """A long answer that is not streamed takes minutes on a small machine."""
 _CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """One of a server's two applications: where the environment tells of it, and where it is if that is silent."""
+
+    url_names: tuple[str, ...]
+    key_names: tuple[str, ...]
+    default_url: str
+
+
+PUBLIC = Door(
+    url_names=("QWENSTACK_BASE_URL", "OPENAI_BASE_URL"),
+    key_names=("QWENSTACK_API_KEY", "OPENAI_API_KEY"),
+    default_url="http://127.0.0.1:8000",
+)
+ADMINISTRATION = Door(
+    url_names=("QWENSTACK_ADMIN_URL",), key_names=("QWENSTACK_ADMIN_KEY",), default_url="http://127.0.0.1:8001"
+)
+"""Has names of its own, so that neither key goes through the other's door."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +49,7 @@ class ClientConfig:
         cls,
         environ: Mapping[str, str],
         *,
+        door: Door = PUBLIC,
         base_url: str | None = None,
         api_key: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -41,8 +59,8 @@ class ClientConfig:
         Raises:
             ConfigError: an address or a key cannot be one.
         """
-        address = (base_url or _first(environ, BASE_URL_NAMES) or DEFAULT_BASE_URL).rstrip("/").removesuffix("/v1")
-        key = api_key or _first(environ, API_KEY_NAMES)
+        address = (base_url or _first(environ, door.url_names) or door.default_url).rstrip("/").removesuffix("/v1")
+        key = api_key or _first(environ, door.key_names)
         if not address.startswith(("http://", "https://")):
             raise ConfigError(f"`base_url` is {address[:200]!r}; it must begin with http:// or https://.")
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from pathlib import Path
-from typing import IO, Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import httpx
 import msgspec
 
 from qwenstack.client.call import Call, Event, StreamCall
+from qwenstack.client.disk import new_file, opened
 from qwenstack.client.errors import ConnectionFailedError, read_error_event
 from qwenstack.client.event_stream import DONE, EventReader
 from qwenstack.client.retry import (
@@ -173,33 +172,8 @@ def opened_request(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> G
         yield build_request(http, call)
         return
     fields = {name: str(value) for name, value in (call.body or {}).items()}
-    with contextlib.ExitStack() as stack:
-        files = {
-            field: (
-                each.name,
-                stack.enter_context(each.content.open("rb")) if isinstance(each.content, Path) else each.content,
-            )
-            for field, each in call.files.items()
-        }
+    with opened(call.files) as files:
         yield http.build_request(call.method, call.path, params=call.query, files=files, data=fields)
-
-
-@contextlib.contextmanager
-def new_file(path: Path) -> Generator[IO]:
-    """Open a file that takes its name, and the place of another, when it is whole; else nothing of it stays.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:100]}.", delete=False) as file:
-        part = Path(file.name)
-        try:
-            yield file
-            file.flush()
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
 
 
 def build_request(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
