@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "serving"))
 
@@ -21,7 +22,15 @@ from toy_embedder import ToyEmbedder
 from toy_llm import ToyLLM
 
 from qwenstack.retrieval import EmbedderProcess, e5_embedder
-from qwenstack.serving import ServeConfig, create_app, open_socket, serve_app
+from qwenstack.serving import (
+    Door,
+    ServeConfig,
+    admin_config,
+    create_admin_app,
+    create_app,
+    open_socket,
+    serve_app,
+)
 from qwenstack.storage import Database
 
 Serve = Callable[..., contextlib.AbstractContextManager[str]]
@@ -47,30 +56,47 @@ def running_at(
     config: ServeConfig,
     database: Database | None = None,
     embedder: EmbedderProcess | ToyEmbedder | None = None,
+    *,
+    has_administration: bool = False,
 ) -> Iterator[Sequence[str]]:
-    """Serve in another thread, at ports that the system chooses; HTTP's address comes first."""
+    """Serve in another thread, at free ports; HTTP's address comes first, the administration's last."""
     config = replace(config, port=0)
     app = create_app(llm, config, database=database, embedder=embedder)
+    door = administration_of(app, config) if has_administration else None
     started: Future[tuple[Sequence[str], asyncio.AbstractEventLoop]] = Future()
 
     async def serve(listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await serve_app(app, config, listener=listener, on_ready=lambda urls: started.set_result((urls, loop)))
+            await serve_app(
+                app,
+                config,
+                listener=listener,
+                on_ready=lambda urls: started.set_result((urls, loop)),
+                administration=door,
+            )
         finally:
             if embedder is not None:
                 await embedder.close()
 
-    with contextlib.closing(open_socket(config)) as listener:
+    with contextlib.closing(open_socket(config)) as listener, contextlib.ExitStack() as stack:
+        if door is not None:
+            stack.callback(door.listener.close)
         thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
         thread.start()
         urls, loop = started.result(timeout=20)
         try:
-            yield urls
+            yield urls if door is None else [*urls, f"http://127.0.0.1:{door.listener.getsockname()[1]}"]
         finally:
             loop.call_soon_threadsafe(app.state.lifetime.stop)
             thread.join(20)
             assert not thread.is_alive()
+
+
+def administration_of(app: FastAPI, config: ServeConfig) -> Door:
+    """Make the administration of a server; it takes connections at once and answers when that serves."""
+    config = admin_config(config, host="127.0.0.1", port=0)
+    return Door(app=create_admin_app(app, config), config=config, listener=open_socket(config))
 
 
 @pytest.fixture

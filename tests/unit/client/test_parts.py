@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qwenstack.client import UnreadableAnswerError
 from qwenstack.client.call import reader, segment
-from qwenstack.client.config import ClientConfig
+from qwenstack.client.config import ADMINISTRATION, ClientConfig
 from qwenstack.client.event_stream import MAX_EVENT_BYTES, EventReader
 from qwenstack.client.types import ChatCompletion
 from qwenstack.core.errors import ConfigError
@@ -66,6 +66,17 @@ def test_arguments_come_first_then_our_variables_then_openais() -> None:
         None,
         False,
     )
+
+
+def test_neither_key_goes_through_the_others_door() -> None:
+    public = {"QWENSTACK_API_KEY": "public", "OPENAI_API_KEY": "theirs", "QWENSTACK_BASE_URL": "http://ours:2"}
+    config = ClientConfig.read(public, door=ADMINISTRATION)
+    assert (config.base_url, config.api_key) == ("http://127.0.0.1:8001", None)
+    admin = {"QWENSTACK_ADMIN_KEY": "admin", "QWENSTACK_ADMIN_URL": "http://ours:3/"}
+    config = ClientConfig.read(admin)
+    assert (config.base_url, config.api_key) == ("http://127.0.0.1:8000", None)
+    config = ClientConfig.read(admin | public, door=ADMINISTRATION)
+    assert (config.base_url, config.api_key) == ("http://ours:3", "admin")
 
 
 @pytest.mark.parametrize(
