@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -204,8 +205,14 @@ async def test_a_batch_without_all_its_answers_is_an_error(client: AsyncClient, 
     assert raised.value.code == "cancelled"
 
 
-def test_a_request_that_nobody_came_to_is_an_error_when_it_is_read() -> None:
-    answer = BatchAnswer(custom_id="1")
-    assert not answer.is_success
-    with pytest.raises(BatchError):
-        answer.read(ChatCompletion)
+def test_a_refusal_in_the_midst_of_an_upload_is_told(serve: Any, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(32 << 20)
+    database = open_database(f"sqlite:///{tmp_path / 'q.db'}")
+    with serve(database=database, max_files_bytes=1 << 20) as url, Client(url) as client:
+        with pytest.raises(BadRequestError) as raised:
+            client.files.create(source)
+        assert (raised.value.status, raised.value.code) == (413, "quota_exceeded")
+        assert client.files.create(b"x").bytes == 1
+        assert len(list(client.files.list())) == 1
