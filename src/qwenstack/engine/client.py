@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
+import os
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from qwenstack.core import errors
 from qwenstack.core.errors import EngineError, EngineRestartingError, QwenStackError, RequestError
@@ -65,6 +70,7 @@ _MAX_GIVEN_UP = 1024
 """A step ends and obeys the aborts that came meanwhile; no more readers than this leave during one."""
 
 _Update = OutputDelta | QwenStackError
+ResultT = TypeVar("ResultT")
 
 
 class EngineClient:
@@ -89,6 +95,8 @@ class EngineClient:
         self.default_sampling = sampling
         """Sampling that the model's makers recommend, by the names of `SamplingParams`."""
         self._quarantine = Quarantine()
+        # Threads of their own: whatever else waits in the loop's, prompts are read.
+        self._text_threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="text")
         self._adapters = {source.name: source.path for source in config.adapter_sources}
         """Those that requests may name; a process that is started again gets the same."""
         self._supervisor = asyncio.create_task(self._keep_alive(process))
@@ -131,7 +139,7 @@ class EngineClient:
 
     async def encode(self, text: str) -> list[int]:
         """Turn plain text into token ids."""
-        return await asyncio.to_thread(self._tokenizer.encode, text)
+        return await self._work_on_text(partial(self._tokenizer.encode, text))
 
     async def encode_chat(
         self,
@@ -141,13 +149,12 @@ class EngineClient:
         enable_thinking: bool | None = None,
     ) -> list[int]:
         """Turn a conversation into the model's prompt."""
-        return await asyncio.to_thread(
-            self._tokenizer.encode_chat, messages, tools=tools, enable_thinking=enable_thinking
-        )
+        encode = partial(self._tokenizer.encode_chat, messages, tools=tools, enable_thinking=enable_thinking)
+        return await self._work_on_text(encode)
 
     async def encode_infill(self, gap: Gap, *, max_tokens: int) -> InfillPrompt:
         """Turn a gap in a file into the model's prompt."""
-        return await asyncio.to_thread(self._tokenizer.encode_infill, gap, max_tokens=max_tokens)
+        return await self._work_on_text(partial(self._tokenizer.encode_infill, gap, max_tokens=max_tokens))
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the exact bytes of a token."""
@@ -226,6 +233,12 @@ class EngineClient:
             await self._supervisor
         if self._process is not None:
             await self._process.stop()
+        self._text_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _work_on_text(self, work: Callable[[], ResultT]) -> ResultT:
+        """Tokenise beside the event loop."""
+        in_context = partial(contextvars.copy_context().run, work)
+        return await asyncio.get_running_loop().run_in_executor(self._text_threads, in_context)
 
     def _running_process(self) -> _EngineProcess:
         if self._process is None:

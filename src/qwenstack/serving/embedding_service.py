@@ -118,7 +118,11 @@ class EmbeddingService:
             inputs = await self._embedder.prepare(job.inputs, input_type=job.input_type, truncate=job.truncate)
             num_tokens = _count(inputs, card)
             with self._limiter.reserve(caller, prompt_tokens=num_tokens, answer_tokens=0) as reservation:
-                vectors = await self._embedder.embed(inputs)
+                try:
+                    vectors = await self._embedder.embed(inputs)
+                except asyncio.CancelledError:
+                    reservation.prompt_tokens = num_tokens  # whoever leaves has had them read all the same
+                    raise
                 reservation.prompt_tokens = num_tokens
             timer.finish(num_tokens)
         dimensions = card.dimensions if job.dimensions is None else job.dimensions

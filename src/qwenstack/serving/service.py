@@ -312,16 +312,17 @@ class GenerationService:
         with self._limiter.reserve(
             job.caller, prompt_tokens=job.num_prompt_tokens, answer_tokens=job.num_answer_tokens
         ) as reservation:
-            read: set[int] = set()
             streams = [self._generate_one(job, index) for index in range(len(job.prompts))]
             pieces = streams[0] if len(streams) == 1 else merge_streams(streams)
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    if piece.prompt_index not in read:
-                        read.add(piece.prompt_index)
-                        reservation.prompt_tokens += len(job.prompts[piece.prompt_index].token_ids)
-                    reservation.completion_tokens += piece.delta.num_generated_tokens
-                    yield piece
+            try:
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        reservation.prompt_tokens = job.num_prompt_tokens
+                        reservation.completion_tokens += piece.delta.num_generated_tokens
+                        yield piece
+            except (asyncio.CancelledError, GeneratorExit):
+                reservation.prompt_tokens = job.num_prompt_tokens  # whoever leaves has had them read all the same
+                raise
 
     async def complete(self, job: GenerationJob, tally: UsageTally | None = None) -> list[RequestOutput]:
         """Run a job to its end; one output for each prompt, and the tokens counted in `tally`.

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import Protocol
 
 from qwenstack.serving.identity import Identity
@@ -25,8 +25,12 @@ MOST_UNWRITTEN = 100_000
 class Records(Protocol):
     """Where use is kept; `qwenstack.storage.UsageRecords` is one."""
 
-    def exchange(self, used: Mapping[UsageKey, Usage], day: str) -> Mapping[str, Usage]:
-        """Add what was used, all of it or nothing, and return what every key used on a day, by account."""
+    def exchange(self, used: Mapping[UsageKey, Usage], day: str, accounts: Collection[str]) -> Mapping[str, Usage]:
+        """Add what was used, all of it or nothing, and return what some accounts used on a day."""
+        ...
+
+    def of_day(self, day: str) -> Mapping[str, Usage]:
+        """Return what every account used on a day."""
         ...
 
 
@@ -37,12 +41,16 @@ class MemoryRecords:
         """Know of nothing yet."""
         self._used: dict[UsageKey, Usage] = {}
 
-    def exchange(self, used: Mapping[UsageKey, Usage], day: str) -> Mapping[str, Usage]:
-        """Add what was used, and return the day's; what was of other days is forgotten."""
+    def exchange(self, used: Mapping[UsageKey, Usage], day: str, accounts: Collection[str]) -> Mapping[str, Usage]:
+        """Add what was used, and return what some used on a day; what was of other days is forgotten."""
         for key, new in used.items():
             _add(self._used, key, new)
         self._used = {key: total for key, total in self._used.items() if key.day == day}
-        return {key.account: total for key, total in self._used.items()}
+        return {key.account: total for key, total in self._used.items() if key.account in accounts}
+
+    def of_day(self, day: str) -> Mapping[str, Usage]:
+        """Return what every account used on a day."""
+        return {key.account: total for key, total in self._used.items() if key.day == day}
 
 
 class UsageLedger:
@@ -53,8 +61,10 @@ class UsageLedger:
         self._records = records
         self._clock = clock
         self._day = self._today()
-        self._stored: Mapping[str, Usage] = records.exchange({}, self._day)
+        self._stored = dict(records.of_day(self._day))
         """Today's, of all servers, as the database had them last."""
+        self._asked: set[str] = set()
+        """Whose tokens of today somebody wanted to know: what other servers count matters for these alone."""
         self._unwritten: dict[UsageKey, Usage] = {}
         self._in_writing: dict[UsageKey, Usage] = {}
 
@@ -68,8 +78,8 @@ class UsageLedger:
     def tokens_today(self, caller: Identity) -> int:
         """Return what a caller used since midnight, UTC."""
         day = self._today()
-        if day != self._day:
-            self._day, self._stored = day, dict[str, Usage]()
+        self._turn_page(day)
+        self._asked.add(caller.account)
         key = UsageKey(day, caller.account)
         counted = (self._stored.get(caller.account), self._in_writing.get(key), self._unwritten.get(key))
         return sum(used.tokens for used in counted if used is not None)
@@ -86,15 +96,25 @@ class UsageLedger:
             StorageError: the database does not answer; nothing is lost.
         """
         day = self._today()
+        self._turn_page(day)
         self._in_writing, self._unwritten = self._unwritten, {}
+        accounts = self._asked.union(key.account for key in self._in_writing)
         try:
-            stored = await asyncio.to_thread(self._records.exchange, self._in_writing, day)
+            stored = await asyncio.to_thread(self._records.exchange, self._in_writing, day, accounts)
         except Exception:
             for key, used in self._unwritten.items():
                 _add(self._in_writing, key, used)
             self._unwritten, self._in_writing = self._in_writing, {}
             raise
-        self._day, self._stored, self._in_writing = day, stored, {}
+        self._turn_page(self._today())
+        if day == self._day:
+            self._stored.update(stored)
+        self._in_writing = {}
+
+    def _turn_page(self, day: str) -> None:
+        """Forget the day before."""
+        if day != self._day:
+            self._day, self._stored, self._asked = day, {}, set()
 
     def _today(self) -> str:
         return time.strftime("%Y-%m-%d", time.gmtime(self._clock()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,7 +36,7 @@ class Database:
         self._engine = engine
         # SQLite has one writer at a time. Threads of this process wait for their turn here, in order and without
         # polling; only other processes are waited for by SQLite's own busy timeout.
-        self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._turn = _Turn() if self.is_sqlite else nullcontext()
 
     @property
     def is_sqlite(self) -> bool:
@@ -81,6 +81,20 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+class _Turn:
+    """A lock that is not waited for longer than the database is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=BUSY_TIMEOUT_S):
+            raise StorageError(f"The database cannot be written to: others wrote for {BUSY_TIMEOUT_S} s.")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def open_database(url: str) -> Database:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from qwenstack.storage.database import Database
 from qwenstack.storage.schema import usage
+
+_ACCOUNTS_A_QUERY = 500
+"""Databases bound the values of a statement: the lowest such bound is SQLite's 999 of old."""
 
 
 class UsageKey(NamedTuple):
@@ -54,8 +57,8 @@ class UsageRecords:
         # Both know the same statement under the same names; SQLAlchemy has it only by database.
         self._insert = sqlite.insert if database.is_sqlite else postgresql.insert
 
-    def exchange(self, used: Mapping[UsageKey, Usage], day: str) -> dict[str, Usage]:
-        """Add what was used, all of it or nothing, and return what every key used on a day, by account.
+    def exchange(self, used: Mapping[UsageKey, Usage], day: str, accounts: Collection[str]) -> dict[str, Usage]:
+        """Add what was used, all of it or nothing, and return what some accounts used on a day.
 
         Raises:
             StorageError: the database does not answer; nothing was added.
@@ -63,9 +66,25 @@ class UsageRecords:
 
         def work(connection: Connection) -> dict[str, Usage]:
             self._add(connection, used)
-            return {key.account: total for key, total in _read(connection, usage.c.day == day)}
+            asked = sorted(accounts)
+            totals: dict[str, Usage] = {}
+            for start in range(0, len(asked), _ACCOUNTS_A_QUERY):
+                some = usage.c.account.in_(asked[start : start + _ACCOUNTS_A_QUERY])
+                totals |= {key.account: total for key, total in _read(connection, (usage.c.day == day) & some)}
+            return totals
 
-        return self._database.write(work) if used else self._database.read(work)
+        if used:
+            return self._database.write(work)
+        return self._database.read(work) if accounts else {}
+
+    def of_day(self, day: str) -> dict[str, Usage]:
+        """Return what every key used on a day, by account.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        found = self._database.read(lambda connection: _read(connection, usage.c.day == day))
+        return {key.account: total for key, total in found}
 
     def since(self, day: str) -> Sequence[tuple[UsageKey, Usage]]:
         """Return what was used from a day on, the newest day first.

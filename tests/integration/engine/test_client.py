@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,24 @@ def test_a_reader_who_leaves_frees_the_blocks(smollm2_gguf: Path) -> None:
         stats = await client.stats()
         assert stats.num_blocks_free == stats.num_blocks_total
         assert stats.num_requests_running == 0
+
+    with_client(smollm2_gguf, body)
+
+
+def test_prompts_are_read_while_every_thread_of_the_loop_waits_for_something_else(smollm2_gguf: Path) -> None:
+    """A locked database, for instance."""
+
+    async def body(client: EngineClient) -> None:
+        unlocked = threading.Event()
+        waiting = [asyncio.create_task(asyncio.to_thread(unlocked.wait, 60)) for _ in range(64)]
+        await asyncio.sleep(0)
+        try:
+            assert await client.encode_chat(QUESTION)
+            assert await client.encode("text")
+            assert not any(task.done() for task in waiting)
+        finally:
+            unlocked.set()
+            await asyncio.gather(*waiting)
 
     with_client(smollm2_gguf, body)
 

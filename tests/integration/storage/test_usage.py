@@ -18,11 +18,11 @@ def test_what_several_servers_add_at_once_is_the_sum(postgres: Any) -> None:
 
     def add(server: UsageRecords) -> None:
         for _ in range(25):
-            server.exchange(used, DAY)
+            server.exchange(used, DAY, ())
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(add, records))
-    totals = records[0].exchange({}, DAY)
+    totals = records[0].of_day(DAY)
     assert {account: total.requests for account, total in totals.items()} == {"a": 100, "b": 100, "c": 100}
     assert totals["a"].tokens == 500
     for database in databases:

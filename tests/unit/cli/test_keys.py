@@ -124,7 +124,7 @@ def test_a_key_is_limited_and_what_it_used_is_shown(path: Path, capsys: pytest.C
     assert "Nothing was used" in capsys.readouterr().err
     today = time.strftime("%Y-%m-%d", time.gmtime())
     used = Usage(tenant="default", requests=1, prompt_tokens=20, completion_tokens=3)
-    UsageRecords(open_database(f"sqlite:///{path}")).exchange({UsageKey(today, made["id"]): used}, today)
+    UsageRecords(open_database(f"sqlite:///{path}")).exchange({UsageKey(today, made["id"]): used}, today, ())
     assert main(["keys", "usage", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [
         {

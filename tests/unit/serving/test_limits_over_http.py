@@ -14,7 +14,12 @@ from toy_embedder import ToyEmbedder
 from toy_llm import ToyLLM
 
 from qwenstack.core.limits import Limits
+from qwenstack.core.request_options import RequestOptions
+from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.serving import ServeConfig, create_app
+from qwenstack.serving.identity import Identity
+from qwenstack.serving.limiter import Limiter
+from qwenstack.serving.service import GenerationJob, Prompt
 from qwenstack.storage import ApiKeys, Database, open_database
 
 pytestmark = pytest.mark.anyio
@@ -160,3 +165,26 @@ async def test_texts_to_embed_are_charged_as_prompts_are(llm: ToyLLM) -> None:
     assert too_large.status_code == 400
     assert "send less at once" in too_large.json()["error"]["message"]
     assert len(embedder.seen) == num_embedded
+
+
+async def test_sec_09_whoever_leaves_before_the_first_token_has_paid_for_the_prompt(llm: ToyLLM) -> None:
+    llm.first_step_s = 60
+    app = create_app(llm, ServeConfig(limits=Limits(tokens_per_minute=1000)))
+    service = app.state.parts.backend.service
+    limiter: Limiter = app.state.parts.limiter
+    caller = Identity(accesses=frozenset())
+    job = GenerationJob(
+        request_id="r",
+        prompts=[Prompt(token_ids=[1] * 300)],
+        params=SamplingParams(max_tokens=500),
+        options=RequestOptions(),
+        caller=caller,
+    )
+    waiting = asyncio.create_task(anext(service.generate(job)))
+    while not llm.num_open:
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    left = int(dict(limiter.headers(caller))[b"x-ratelimit-remaining-tokens"])
+    assert 700 <= left <= 720  # the answer's 500 are back; it fills by 17 a second

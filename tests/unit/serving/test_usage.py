@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -31,10 +31,10 @@ class FailingRecords(MemoryRecords):
 
     is_away = False
 
-    def exchange(self, used: Mapping[UsageKey, Usage], day: str) -> Mapping[str, Usage]:
+    def exchange(self, used: Mapping[UsageKey, Usage], day: str, accounts: Collection[str]) -> Mapping[str, Usage]:
         if self.is_away:
             raise StorageError("away")
-        return super().exchange(used, day)
+        return super().exchange(used, day, accounts)
 
 
 @settings(max_examples=50, deadline=None)
@@ -72,6 +72,7 @@ async def test_a_restarted_server_knows_what_was_used_today(tmp_path: Path) -> N
 async def test_two_servers_on_one_database_count_together(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'q.db'}"
     one, two = (UsageLedger(UsageRecords(open_database(url)), clock=noon) for _ in range(2))
+    assert one.tokens_today(caller()) == 0  # from then on it wants to know
     one.note(caller(), prompt_tokens=10, completion_tokens=0)
     two.note(caller(), prompt_tokens=0, completion_tokens=20)
     for ledger in (one, two, one):
@@ -91,3 +92,12 @@ async def test_tokens_of_the_last_minute_of_a_day_stay_in_it(tmp_path: Path) -> 
     assert ledger.tokens_today(caller()) == 4
     days = {key.day: used.tokens for key, used in UsageRecords(database).since("1970-01-01")}
     assert days == {"1970-01-01": 3, "1970-01-02": 4}
+
+
+async def test_many_accounts_are_asked_for_and_only_those(tmp_path: Path) -> None:
+    records = UsageRecords(open_database(f"sqlite:///{tmp_path / 'q.db'}"))
+    one = Usage(tenant="t", requests=1, prompt_tokens=1, completion_tokens=0)
+    records.exchange({UsageKey("1970-01-01", f"a{number}"): one for number in range(1200)}, "1970-01-01", ())
+    asked = {f"a{number}" for number in range(1100)} | {"nobody"}
+    assert records.exchange({}, "1970-01-01", asked).keys() == asked - {"nobody"}
+    assert len(records.of_day("1970-01-01")) == 1200
