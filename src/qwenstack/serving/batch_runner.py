@@ -197,8 +197,9 @@ class BatchRunner:
                 refusal = answer_error(error, request_id=request_id)
                 if refusal.is_our_fault:
                     log_failure(error, request_id)
-                num_failures += refusal.status >= 500 and not _is_busy(refusal)
-                if not _is_busy(refusal) and not 0 < num_failures < MOST_FAILURES:
+                is_failure = refusal.status >= 500 and not _is_busy(refusal)
+                num_failures += is_failure
+                if not (_is_busy(refusal) or (is_failure and num_failures < MOST_FAILURES)):
                     line = write_answer(
                         place.custom_id,
                         request_id=request_id,

@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 from toy_llm import FULL, ToyLLM
 
+from qwenstack.core.errors import EngineError, RequestError
 from qwenstack.core.request_options import MAX_PRIORITY
 from qwenstack.serving import ServeConfig, create_app
 from qwenstack.storage import ApiKeys, Database, open_database
@@ -161,6 +162,20 @@ async def test_lines_wait_where_there_is_no_room(ask: AsyncOpenAI, llm: ToyLLM) 
     batch = await ended(ask, begun)
     assert batch.request_counts is not None
     assert (batch.status, batch.request_counts.completed) == ("completed", 1)
+
+
+@pytest.mark.anyio
+async def test_a_line_that_is_refused_after_a_failure_of_ours_is_not_tried_again(ask: AsyncOpenAI, llm: ToyLLM) -> None:
+    llm.error = EngineError("broken")
+    begun = await begin(ask, [chat("a")])
+    async with asyncio.timeout(20):
+        while not llm.prompts:
+            await asyncio.sleep(0.01)
+    llm.error = RequestError("The text is not for this model.", param="messages")
+    async with asyncio.timeout(20):
+        batch = await ended(ask, begun)
+    (line,) = await lines_of(ask, batch.error_file_id)
+    assert (batch.status, line["response"]["status_code"], len(llm.prompts)) == ("completed", 400, 2)
 
 
 @pytest.mark.anyio
