@@ -182,7 +182,6 @@ class Responses:
             HttpError: there is none of this id, or it is not made in the background.
             StorageError: the database cannot be reached.
         """
-        store, _ = self._need_store()
         record = await self._find(response_id, caller)
         document = _document_of(record)
         if not document["background"]:
@@ -196,8 +195,7 @@ class Responses:
         run = self._runs.get(response_id)
         if run is not None:
             await run.stop()
-        cancelled = end_response(document, "cancelled")
-        await asyncio.to_thread(store.finish, record, status="cancelled", document=_encode(cancelled))
+        await self._cancel(record)
         return _document_of(await self._find(response_id, caller))
 
     async def delete(self, response_id: str, caller: Identity) -> None:
@@ -225,7 +223,7 @@ class Responses:
             return
         for record in await asyncio.to_thread(self._store.abandoned):
             await self._fail(record, _SERVER_RESTARTED)
-        running = dict(self._runs)
+        running = {run.id: run for run in self._runs.values() if run.task is not None}  # their beginnings are kept
         if running:
             begun = await asyncio.to_thread(self._store.begun_by, self._lease.id)
             for response_id in running.keys() - begun:
@@ -234,9 +232,9 @@ class Responses:
     async def stop(self) -> None:
         """End everything in the background, because the server stops."""
         for run in list(self._runs.values()):
-            await run.stop()
             with contextlib.suppress(Exception):  # what cannot be written now is told as failed by the next server
                 await self._fail(run.record, _error_of(ServerStoppingError(_STOPPED), run.id))
+            await run.stop()
 
     async def _events(
         self, writer: ResponseWriter, job: GenerationJob, *, raises: bool = False
@@ -277,6 +275,9 @@ class Responses:
                     run.publish(event)
             response = writer.response
             await asyncio.to_thread(store.finish, run.record, status=response["status"], document=_encode(response))
+        except asyncio.CancelledError:
+            await self._cancel(run.record)  # whoever stopped it: nobody else goes on with it
+            raise
         except Exception as error:  # noqa: BLE001 - the database is away; the lease tells the response as failed later
             log_failure(error, run.id)
         finally:
@@ -302,6 +303,11 @@ class Responses:
         failed = end_response(_document_of(record), "failed")
         failed["error"] = error
         await asyncio.to_thread(store.finish, record, status="failed", document=_encode(failed))
+
+    async def _cancel(self, record: StoredResponse) -> None:
+        store, _ = self._need_store()
+        cancelled = end_response(_document_of(record), "cancelled")
+        await asyncio.to_thread(store.finish, record, status="cancelled", document=_encode(cancelled))
 
     async def _read_conversation(self, previous_id: str | None, caller: Identity) -> list[InputItem]:
         if previous_id is None:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import re
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,7 @@ from qwenstack.serving.identity import STRANGER
 from qwenstack.serving.responses import MOST_IN_BACKGROUND
 from qwenstack.serving.service import GenerationJob, Prompt, UsageTally
 from qwenstack.serving.wire.response_events import ResponseWriter
-from qwenstack.storage import ApiKeys, Database, ServerLease, StoredResponses, open_database
+from qwenstack.storage import ApiKeys, Database, ServerLease, StoredResponse, StoredResponses, open_database
 
 ECHO = "echo: [user] 你好"
 WEATHER: Any = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
@@ -45,9 +47,11 @@ Connect = Callable[[str], AsyncOpenAI]
 
 
 @contextlib.asynccontextmanager
-async def serving(llm: ToyLLM, database: Database) -> AsyncIterator[Connect]:
+async def serving(
+    llm: ToyLLM, database: Database, config: ServeConfig = ServeConfig()
+) -> AsyncIterator[Connect]:
     """Run the application; what it gives makes clients for keys."""
-    app = create_app(llm, ServeConfig(), database=database)
+    app = create_app(llm, config, database=database)
     transport = httpx2.ASGITransport(app)
     clients: list[AsyncOpenAI] = []
 
@@ -298,6 +302,58 @@ async def test_a_cancelled_response_ends_in_the_engine_too(ask: AsyncOpenAI, llm
     await ask.responses.delete(begun[1].id)
     assert llm.num_open == 0
     assert (await ask.responses.retrieve(begun[0].id)).status == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_a_background_response_that_has_just_begun_is_not_taken_for_one_that_was_ended(
+    llm: ToyLLM, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_looked, is_kept = threading.Event(), threading.Event()
+    put, begun_by = StoredResponses.put, StoredResponses.begun_by
+
+    def put_late(store: StoredResponses, response: StoredResponse) -> None:
+        has_looked.wait(2)
+        put(store, response)
+        is_kept.set()
+
+    def look_early(store: StoredResponses, owner: str) -> set[str]:
+        found = begun_by(store, owner)
+        has_looked.set()
+        is_kept.wait(20)
+        time.sleep(0.2)  # so that the run has its task
+        return found
+
+    monkeypatch.setattr(StoredResponses, "put", put_late)
+    monkeypatch.setattr(StoredResponses, "begun_by", look_early)
+    llm.step_s = 0.02
+    async with serving(llm, database, ServeConfig(lease_s=0.3)) as connect:
+        ask = connect("any")
+        first = await ask.responses.create(model="default", input="你好", background=True)
+        second = await ask.responses.create(model="default", input="你好", background=True)
+        assert [(await ended(ask, begun.id)).output_text for begun in (first, second)] == [ECHO, ECHO]
+
+
+@pytest.mark.anyio
+async def test_a_background_response_that_is_stopped_comes_to_an_end_whoever_stops_it(
+    ask: AsyncOpenAI, llm: ToyLLM
+) -> None:
+    llm.endless, llm.step_s = True, 0.01
+    begun = await ask.responses.create(model="default", input="x", background=True)
+    (task,) = [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__name__", "") == "_run"]
+    while not llm.num_open:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    assert (await ended(ask, begun.id)).status == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_what_a_server_makes_when_it_stops_is_told_as_failed(llm: ToyLLM, database: Database) -> None:
+    llm.endless, llm.step_s = True, 0.01
+    async with serving(llm, database) as connect:
+        begun = await connect("any").responses.create(model="default", input="x", background=True)
+    record = StoredResponses(database, retention_s=1000).find(begun.id, tenant="")
+    assert record is not None
+    assert (record.status, record.owner, llm.num_open) == ("failed", None, 0)
 
 
 @pytest.mark.anyio
