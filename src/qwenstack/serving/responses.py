@@ -216,6 +216,8 @@ class Responses:
     async def look_after(self) -> None:
         """Tell as failed what dead servers have begun, and stop here what was ended by way of another server.
 
+        What this server has begun and makes no more gets its end: the last write did not come through.
+
         Raises:
             StorageError: the database cannot be reached.
         """
@@ -224,10 +226,11 @@ class Responses:
         for record in await asyncio.to_thread(self._store.abandoned):
             await self._fail(record, _SERVER_RESTARTED)
         running = {run.id: run for run in self._runs.values() if run.task is not None}  # their beginnings are kept
-        if running:
-            begun = await asyncio.to_thread(self._store.begun_by, self._lease.id)
-            for response_id in running.keys() - begun:
-                await running[response_id].stop()
+        begun = await asyncio.to_thread(self._store.begun_by, self._lease.id)
+        for response_id in running.keys() - begun.keys():
+            await running[response_id].stop()
+        for response_id in begun.keys() - self._runs.keys():
+            await self._end_late(self._store, response_id, tenant=begun[response_id])
 
     async def stop(self) -> None:
         """End everything in the background, because the server stops."""
@@ -273,12 +276,12 @@ class Responses:
             except Exception as error:  # noqa: BLE001 - before the answer began: nobody waits for a status
                 for event in (*writer.begin(), *writer.fail(_error_of(error, run.id))):
                     run.publish(event)
-            response = writer.response
+            run.outcome = response = writer.response
             await asyncio.to_thread(store.finish, run.record, status=response["status"], document=_encode(response))
         except asyncio.CancelledError:
             await self._cancel(run.record)  # whoever stopped it: nobody else goes on with it
             raise
-        except Exception as error:  # noqa: BLE001 - the database is away; the lease tells the response as failed later
+        except Exception as error:  # noqa: BLE001 - the database is away; `look_after` writes it later
             log_failure(error, run.id)
         finally:
             run.close()
@@ -303,6 +306,16 @@ class Responses:
         failed = end_response(_document_of(record), "failed")
         failed["error"] = error
         await asyncio.to_thread(store.finish, record, status="failed", document=_encode(failed))
+
+    async def _end_late(self, store: StoredResponses, response_id: str, *, tenant: str) -> None:
+        record = await asyncio.to_thread(store.find, response_id, tenant=tenant)
+        if record is None or record.owner is None:
+            return
+        run = self._ended.get(response_id)
+        if run is None or run.outcome is None:
+            await self._fail(record, _LOST)
+            return
+        await asyncio.to_thread(store.finish, record, status=run.outcome["status"], document=_encode(run.outcome))
 
     async def _cancel(self, record: StoredResponse) -> None:
         store, _ = self._need_store()
@@ -349,6 +362,8 @@ class BackgroundRun:
         """Start without events."""
         self.record = record
         self.task: asyncio.Task[None] | None = None
+        self.outcome: ResponseObject | None = None
+        """What came of it, whether or not that is kept already."""
         self._events: list[ResponseEvent] = []
         self._is_over = False
         self._news = asyncio.Event()
@@ -401,6 +416,11 @@ _SERVER_RESTARTED: ResponseError = {
     "code": "server_error",
     "message": "The server ended while it made this response. Send the request again.",
     "type": "server_restarted",
+}
+_LOST: ResponseError = {
+    "code": "server_error",
+    "message": "What came of this response could not be kept. Send the request again.",
+    "type": "response_lost",
 }
 
 

@@ -144,14 +144,14 @@ class StoredResponses:
         query = select(responses).where(is_abandoned).limit(1000)
         return self._database.read(lambda connection: [_response_of(row) for row in connection.execute(query)])
 
-    def begun_by(self, owner: str) -> set[str]:
-        """Return the ids of what a server has begun and nobody has ended.
+    def begun_by(self, owner: str) -> dict[str, str]:
+        """Return the ids of what a server has begun and nobody has ended, and whose each is.
 
         Raises:
             StorageError: the database cannot be read.
         """
-        query = select(responses.c.id).where(responses.c.owner == owner)
-        return self._database.read(lambda connection: set(connection.execute(query).scalars()))
+        query = select(responses.c.id, responses.c.tenant).where(responses.c.owner == owner)
+        return self._database.read(lambda connection: {row.id: row.tenant for row in connection.execute(query)})
 
     def sweep(self, *, max_tenant_bytes: int) -> int:
         """Forget what has expired, and the oldest of tenants that keep more than so many bytes; return how many.

@@ -22,7 +22,7 @@ from openai import AsyncOpenAI
 from openai.types.responses import Response as OfficialResponse
 from toy_llm import FULL, ToyLLM
 
-from qwenstack.core.errors import EngineError
+from qwenstack.core.errors import EngineError, StorageError
 from qwenstack.core.outputs import CompletionOutput, OutputDelta, ToolCallDelta
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
@@ -316,7 +316,7 @@ async def test_a_background_response_that_has_just_begun_is_not_taken_for_one_th
         put(store, response)
         is_kept.set()
 
-    def look_early(store: StoredResponses, owner: str) -> set[str]:
+    def look_early(store: StoredResponses, owner: str) -> dict[str, str]:
         found = begun_by(store, owner)
         has_looked.set()
         is_kept.wait(20)
@@ -344,6 +344,30 @@ async def test_a_background_response_that_is_stopped_comes_to_an_end_whoever_sto
         await asyncio.sleep(0.01)
     task.cancel()
     assert (await ended(ask, begun.id)).status == "cancelled"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_remembered", [True, False])
+async def test_a_background_response_whose_last_write_failed_gets_its_end_later(
+    llm: ToyLLM, database: Database, monkeypatch: pytest.MonkeyPatch, is_remembered: bool
+) -> None:
+    finish, num_refused = StoredResponses.finish, 0
+
+    def finish_at_second_try(store: StoredResponses, *args: Any, **kwargs: Any) -> bool:
+        nonlocal num_refused
+        num_refused += 1
+        if num_refused == 1:
+            raise StorageError("The disk is full.")
+        return finish(store, *args, **kwargs)
+
+    monkeypatch.setattr(StoredResponses, "finish", finish_at_second_try)
+    monkeypatch.setattr("qwenstack.serving.responses.MOST_REMEMBERED", 1 if is_remembered else 0)
+    async with serving(llm, database, ServeConfig(lease_s=0.3)) as connect:
+        ask = connect("any")
+        response = await ended(ask, (await ask.responses.create(model="default", input="你好", background=True)).id)
+    assert num_refused > 1
+    assert (response.status, response.output_text) == (("completed", ECHO) if is_remembered else ("failed", ""))
+    assert response.error is None or response.error.code == "server_error"
 
 
 @pytest.mark.anyio

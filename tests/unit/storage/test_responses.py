@@ -107,7 +107,7 @@ def test_what_a_dead_server_began_is_abandoned_and_ends_once(
     lease.renew()
     begun = replace(response("a"), status="in_progress", owner=lease.id)
     store.put(begun)
-    assert store.begun_by(lease.id) == {"a"}
+    assert store.begun_by(lease.id) == {"a": "t"}
     clock.now += 5
     lease.renew()
     clock.now += 5
