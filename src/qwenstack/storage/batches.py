@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, or_, select, tuple_, update
 
 from qwenstack.core.errors import RequestError
 from qwenstack.storage.database import Database, lock_state
@@ -25,8 +25,8 @@ BatchStatus = Literal[
 ]
 MOST_UNFINISHED = 32
 """Batches of one tenant that wait or run."""
-_PAGE = 500
-"""Answers read at a time."""
+_PAGE_CHARS = 4 << 20
+"""Answers read at a time, and one more: that of many embeddings has 16 million characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +217,7 @@ class StoredBatches:
         return self._database.read(lambda connection: set(connection.execute(query).scalars()))
 
     def answers(self, batch_id: str, *, is_error: bool) -> Iterator[str]:
-        """Yield the answers in the order of their lines, a few read at a time.
+        """Yield the answers in the order of their lines, a few megabytes read at a time.
 
         Raises:
             StorageError: the database cannot be read.
@@ -226,12 +226,24 @@ class StoredBatches:
         while True:
             wanted = (batch_answers.c.batch_id == batch_id) & (batch_answers.c.is_error == is_error)
             query = select(batch_answers.c.number, batch_answers.c.line).where(wanted, batch_answers.c.number > last)
-            query = query.order_by(batch_answers.c.number).limit(_PAGE)
-            rows = self._database.read(lambda connection, query=query: connection.execute(query).all())
-            if not rows:
+            query = query.order_by(batch_answers.c.number)
+            page = self._database.read(lambda connection, query=query: _read_page(connection, query))
+            if not page:
                 return
-            yield from (row.line for row in rows)
-            last = rows[-1].number
+            last = page[-1][0]
+            page.reverse()
+            while page:  # what is written is not held any more
+                yield page.pop()[1]
+
+    def answered_chars(self, batch_id: str) -> int:
+        """Return how many characters all the answers have.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        total = func.coalesce(func.sum(func.length(batch_answers.c.line)), 0)
+        query = select(total).where(batch_answers.c.batch_id == batch_id)
+        return int(self._database.read(lambda connection: connection.execute(query).scalar_one()))
 
     def finish(
         self,
@@ -299,6 +311,19 @@ def _find(connection: Connection, batch_id: str, tenant: str) -> StoredBatch | N
     own = (batches.c.id == batch_id) & (batches.c.tenant == tenant)
     row = connection.execute(select(batches).where(own)).first()
     return None if row is None else _batch_of(row)
+
+
+def _read_page(connection: Connection, query: Select[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Read the first rows, until they have so many characters; those behind them do not come from the database."""
+    page: list[tuple[int, str]] = []
+    num_chars = 0
+    with connection.execution_options(stream_results=True, max_row_buffer=1).execute(query) as rows:
+        for number, line in rows:
+            page.append((number, line))
+            num_chars += len(line)
+            if num_chars >= _PAGE_CHARS:
+                break
+    return page
 
 
 def _row_of(batch: StoredBatch) -> dict[str, object]:

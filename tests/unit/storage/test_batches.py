@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,24 @@ def test_sec_09_a_tenant_has_so_many_unfinished_batches(store: StoredBatches, fi
     with pytest.raises(RequestError, match="unfinished"):
         store.create(batch("more", file))
     assert not store.create(batch("other", file, tenant="u"))
+
+
+def test_sec_09_answers_are_read_a_few_megabytes_at_a_time(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile
+) -> None:
+    lease = lease_of(database, clock)
+    store.create(batch("b", file))
+    store.claim(lease.id)
+    store.advance("b", lease.id, since="validating", to="in_progress", num_total=12)
+    sizes = [3 << 20, 10, 5 << 20, *[2 << 20] * 8, 1]
+    for number, size in enumerate(sizes):
+        assert store.answer("b", lease.id, number=number, line=chr(97 + number) * size, is_error=False)
+    assert store.answered_chars("b") == sum(sizes)
+    tracemalloc.start()
+    try:
+        read = [(line[0], len(line)) for line in store.answers("b", is_error=False)]
+        most_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read == [(chr(97 + number), size) for number, size in enumerate(sizes)]
+    assert most_bytes < 17 << 20  # of 24 MB: a page, one line more, and a copy of it
