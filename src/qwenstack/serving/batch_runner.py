@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from qwenstack.core.errors import StorageError
+from qwenstack.core.errors import RequestError, StorageError
 from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.batch_input import InputLines, LinePlace, check_lines, read_line_body
 from qwenstack.serving.batches import Batches, BatchStore, SavedCaller
@@ -45,6 +45,38 @@ Answer = Callable[[object, Identity, str], Awaitable[object]]
 """Answers a line's body as a caller, under a request id, or raises what a request would be refused with."""
 FindCaller = Callable[[str], Identity | None]
 """Returns who holds the key of this id now; None where it opens nothing any more."""
+
+
+class NoRoomError(RequestError):
+    """The answers of a batch are more than its tenant may keep."""
+
+    def __init__(self) -> None:
+        """Say what to do."""
+        text = (
+            "The answers do not fit: your files would have more bytes together than you may keep. "
+            "Delete some, or make smaller batches."
+        )
+        super().__init__(text, code="quota_exceeded")
+
+
+class Room:
+    """How much a tenant may still keep."""
+
+    def __init__(self, num_bytes: int) -> None:
+        """Begin with so many bytes."""
+        self._num_bytes = num_bytes
+
+    def take(self, line: str) -> bytes:
+        """Return a line of a file as it is written there.
+
+        Raises:
+            NoRoomError: there is not so much left.
+        """
+        written = line.encode() + b"\n"
+        self._num_bytes -= len(written)
+        if self._num_bytes < 0:
+            raise NoRoomError
+        return written
 
 
 class BatchRunner:
@@ -135,7 +167,11 @@ class BatchRunner:
             await asyncio.to_thread(
                 self._store.batches.advance, batch.id, self._lease.id, since="validating", to="in_progress", **total
             )
-            await self._answer_lines(batch, content, lines)
+            try:
+                await self._answer_lines(batch, content, lines)
+            except NoRoomError as error:
+                await self._end(batch, "failed", lines=lines, errors=_write_errors(error))
+                return
         await self._conclude(batch, lines)
 
     def _open_input(self, batch: StoredBatch) -> BinaryIO:
@@ -148,7 +184,8 @@ class BatchRunner:
         """Answer what is not answered, until all is, the time is over, or the batch is not in progress any more."""
         answered = await asyncio.to_thread(self._store.batches.answered, batch.id)
         waiting = iter([place for place in lines.places if place.number not in answered])
-        workers = [asyncio.create_task(self._work(batch, content, waiting)) for _ in range(LINES_AT_ONCE)]
+        room = await asyncio.to_thread(self._room_for, batch)
+        workers = [asyncio.create_task(self._work(batch, content, waiting, room)) for _ in range(LINES_AT_ONCE)]
         watch = asyncio.create_task(self._watch(batch))
         working = asyncio.gather(*workers)
         try:
@@ -169,9 +206,14 @@ class BatchRunner:
                 return
             await asyncio.sleep(WATCH_EVERY_S)
 
-    async def _work(self, batch: StoredBatch, content: BinaryIO, waiting: Iterator[LinePlace]) -> None:
+    def _room_for(self, batch: StoredBatch) -> Room:
+        left = self._store.files.room(batch.tenant) - self._store.batches.answered_chars(batch.id)
+        return Room(left)
+
+    async def _work(self, batch: StoredBatch, content: BinaryIO, waiting: Iterator[LinePlace], room: Room) -> None:
         for place in waiting:
             line, is_error = await self._answer_line(batch, content, place)
+            room.take(line)
             is_kept = await asyncio.to_thread(
                 self._store.batches.answer,
                 batch.id,
@@ -251,7 +293,10 @@ class BatchRunner:
     async def _end(
         self, batch: StoredBatch, to: BatchStatus, *, lines: InputLines | None = None, errors: str | None = None
     ) -> None:
-        await asyncio.to_thread(self._write_end, batch, to, lines, errors)
+        try:
+            await asyncio.to_thread(self._write_end, batch, to, lines, errors)
+        except NoRoomError as error:  # the tenant has filled it in the meantime
+            await asyncio.to_thread(self._finish, batch, "failed", _write_errors(error))
 
     def _write_end(self, batch: StoredBatch, to: BatchStatus, lines: InputLines | None, errors: str | None) -> None:
         """Write what was answered into files, and end the batch with them, all or nothing."""
@@ -262,8 +307,9 @@ class BatchRunner:
         drafts: list[Draft] = []
         is_ended = False
         try:
-            output = self._write_file(batch, store.answers(batch.id, is_error=False), "output", drafts)
-            failures = self._write_file(batch, self._failures_of(batch, to, lines), "error", drafts)
+            room = Room(self._store.files.room(batch.tenant))
+            output = self._write_file(batch, store.answers(batch.id, is_error=False), "output", drafts, room)
+            failures = self._write_file(batch, self._failures_of(batch, to, lines), "error", drafts, room)
             is_ended = store.finish(
                 batch.id, own, since=now.status, to=to, output=output, failures=failures, errors=errors
             )
@@ -273,6 +319,14 @@ class BatchRunner:
         finally:
             for draft in drafts if not is_ended else ():
                 draft.discard()
+
+    def _finish(self, batch: StoredBatch, to: BatchStatus, errors: str) -> None:
+        """End a batch without files."""
+        now = self._store.batches.find(batch.id, tenant=batch.tenant)
+        if now is not None:
+            self._store.batches.finish(
+                batch.id, self._lease.id, since=now.status, to=to, output=None, failures=None, errors=errors
+            )
 
     def _failures_of(self, batch: StoredBatch, to: BatchStatus, lines: InputLines | None) -> Iterator[str]:
         yield from self._store.batches.answers(batch.id, is_error=True)
@@ -289,7 +343,7 @@ class BatchRunner:
                 )
 
     def _write_file(
-        self, batch: StoredBatch, lines: Iterator[str], kind: str, drafts: list[Draft]
+        self, batch: StoredBatch, lines: Iterator[str], kind: str, drafts: list[Draft], room: Room
     ) -> StoredFile | None:
         """Write lines into a file; None where there are none."""
         draft: Draft | None = None
@@ -297,7 +351,7 @@ class BatchRunner:
             if draft is None:
                 draft = self._store.files.begin()
                 drafts.append(draft)
-            draft.write(line.encode() + b"\n")
+            draft.write(room.take(line))
         if draft is None:
             return None
         draft.seal()
@@ -308,6 +362,12 @@ class BatchRunner:
             filename=f"{batch.id}_{kind}.jsonl",
             lifetime_s=BATCH_LIFETIME_S,
         )
+
+
+def _write_errors(error: RequestError) -> str:
+    """Say what a batch as a whole failed of."""
+    told: LineError = {"code": error.code or "", "line": None, "message": str(error), "param": None}
+    return msgspec.json.encode([told]).decode()
 
 
 def _is_busy(refusal: ErrorAnswer) -> bool:

@@ -19,7 +19,7 @@ from toy_llm import FULL, ToyLLM
 from qwenstack.core.errors import EngineError, RequestError
 from qwenstack.core.request_options import MAX_PRIORITY
 from qwenstack.serving import ServeConfig, create_app
-from qwenstack.storage import ApiKeys, Database, open_database
+from qwenstack.storage import ApiKeys, Database, StoredFiles, open_database
 
 CHAT = "/v1/chat/completions"
 
@@ -176,6 +176,39 @@ async def test_a_line_that_is_refused_after_a_failure_of_ours_is_not_tried_again
         batch = await ended(ask, begun)
     (line,) = await lines_of(ask, batch.error_file_id)
     assert (batch.status, line["response"]["status_code"], len(llm.prompts)) == ("completed", 400, 2)
+
+
+@pytest.mark.anyio
+async def test_sec_09_a_batch_writes_no_more_than_its_tenant_may_keep(llm: ToyLLM, database: Database) -> None:
+    app = create_app(llm, ServeConfig(max_files_bytes=12_000), database=database)
+    async with app.router.lifespan_context(app):
+        ask = official(app, "any")
+        batch = await ended(ask, await begin(ask, [chat(str(number)) for number in range(40)]))
+        kept = await lines_of(ask, batch.output_file_id)
+        sizes = [file.bytes async for file in ask.files.list()]
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert [error.code for error in batch.errors.data] == ["quota_exceeded"]
+    assert 0 < len(kept) == len({line["custom_id"] for line in kept}) < 40
+    assert 8_000 < sum(sizes) <= 12_000
+
+
+@pytest.mark.anyio
+async def test_sec_09_a_batch_whose_room_is_filled_meanwhile_leaves_no_file(
+    llm: ToyLLM, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = iter([1_000_000])
+    monkeypatch.setattr(StoredFiles, "room", lambda self, tenant: next(rooms, 10))
+    app = create_app(llm, ServeConfig(), database=database)
+    begun = await begin(official(app, "any"), [chat("a")])
+    rooms = iter([1_000_000])
+    async with app.router.lifespan_context(app):
+        batch = await ended(official(app, "any"), begun)
+    assert (batch.status, batch.output_file_id, batch.error_file_id) == ("failed", None, None)
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert [error.code for error in batch.errors.data] == ["quota_exceeded"]
 
 
 @pytest.mark.anyio
