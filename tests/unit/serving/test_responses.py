@@ -49,7 +49,7 @@ Connect = Callable[[str], AsyncOpenAI]
 @contextlib.asynccontextmanager
 async def serving(llm: ToyLLM, database: Database, config: ServeConfig = ServeConfig()) -> AsyncIterator[Connect]:
     """Run the application; what it gives makes clients for keys."""
-    app = create_app(llm, config, database=database)
+    app = create_app(llm, config or ServeConfig(), database=database)
     transport = httpx2.ASGITransport(app)
     clients: list[AsyncOpenAI] = []
 
@@ -162,6 +162,21 @@ async def test_an_answer_that_is_cut_is_incomplete(ask: AsyncOpenAI) -> None:
     assert made.incomplete_details is not None
     assert made.incomplete_details.reason == "max_output_tokens"
     assert made.output[0].status == "incomplete"
+
+
+@pytest.mark.anyio
+async def test_a_conversation_goes_on_after_a_call_that_was_cut(ask: AsyncOpenAI, llm: ToyLLM) -> None:
+    llm.says = CALL
+    length = len(CALL.encode()) - 25
+    cut = await ask.responses.create(model="default", input="x", tools=[WEATHER], max_output_tokens=length)
+    (call,) = cut.output
+    assert (call.type, call.status) == ("function_call", "incomplete")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(call.arguments)
+    llm.says = None
+    after = await ask.responses.create(model="default", previous_response_id=cut.id, input="你好")
+    assert after.output_text == ECHO
+    assert bytes(llm.prompts[-1]).decode() == "[user] x\n[user] 你好"
 
 
 @pytest.mark.anyio

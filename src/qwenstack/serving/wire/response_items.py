@@ -131,8 +131,9 @@ _STORED_ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
 def read_stored_items(document: object) -> list[InputItem]:
-    """Read items that this server wrote."""
-    return _STORED_ITEMS.validate_python(document)
+    """Read items that this server wrote, without calls that were cut: nobody could answer them."""
+    items = _STORED_ITEMS.validate_python(document)
+    return [item for item in items if not (isinstance(item, FunctionCallItem) and item.status != "completed")]
 
 
 def write_items(items: Sequence[InputItem]) -> list[dict[str, object]]:
