@@ -47,7 +47,7 @@ Connect = Callable[[str], AsyncOpenAI]
 
 
 @contextlib.asynccontextmanager
-async def serving(llm: ToyLLM, database: Database, config: ServeConfig = ServeConfig()) -> AsyncIterator[Connect]:
+async def serving(llm: ToyLLM, database: Database, config: ServeConfig | None = None) -> AsyncIterator[Connect]:
     """Run the application; what it gives makes clients for keys."""
     app = create_app(llm, config or ServeConfig(), database=database)
     transport = httpx2.ASGITransport(app)
