@@ -43,8 +43,8 @@ WATCH_EVERY_S = 0.5
 
 Answer = Callable[[object, Identity, str], Awaitable[object]]
 """Answers a line's body as a caller, under a request id, or raises what a request would be refused with."""
-FindCaller = Callable[[str], Identity | None]
-"""Returns who holds the key of this id now; None where it opens nothing any more."""
+FindCaller = Callable[[SavedCaller, str], Identity | None]
+"""Returns who made a batch of a tenant's, with what they may do now; None: what they showed opens nothing any more."""
 
 
 class NoRoomError(RequestError):
@@ -258,15 +258,11 @@ class BatchRunner:
         """Return who made the batch, with what they may do now.
 
         Raises:
-            HttpError: their key opens nothing any more.
+            HttpError: what they showed opens nothing any more.
         """
-        saved = msgspec.json.decode(batch.caller, type=SavedCaller)
-        if not saved.key_id:
-            models = None if saved.models is None else frozenset(saved.models)
-            return Identity(tenant=batch.tenant, accesses=frozenset({Access.INFERENCE}), models=models)
-        caller = self._find_caller(saved.key_id)
+        caller = self._find_caller(msgspec.json.decode(batch.caller, type=SavedCaller), batch.tenant)
         if caller is None or not caller.may(Access.INFERENCE):
-            text = "The key that made this batch was revoked, or has expired."
+            text = "The key or the token that made this batch opens nothing any more: it was revoked or has expired."
             raise HttpError(401, text, code="invalid_api_key")
         return caller
 

@@ -13,7 +13,7 @@ import msgspec
 from qwenstack.core.errors import RequestError
 from qwenstack.serving.errors import HttpError
 from qwenstack.serving.files import no_file
-from qwenstack.serving.identity import Identity
+from qwenstack.serving.identity import Access, Identity, KeyRing
 from qwenstack.serving.wire.batches import BatchRequest
 from qwenstack.storage import StoredBatch, StoredBatches, StoredFiles
 
@@ -25,11 +25,33 @@ class SavedCaller(msgspec.Struct, frozen=True):
 
     key_id: str
     models: list[str] | None
+    subject: str = ""
+    expires_at_s: float | None = None
 
     @classmethod
     def of(cls, caller: Identity) -> SavedCaller:
         """Write an identity down."""
-        return cls(caller.key_id, None if caller.models is None else sorted(caller.models))
+        models = None if caller.models is None else sorted(caller.models)
+        return cls(caller.key_id, models, caller.subject, caller.expires_at_s)
+
+    def now(self, tenant: str, keys: KeyRing, *, takes_tokens: bool, now_s: float) -> Identity | None:
+        """Return who that is by now; None where what they showed opens nothing any more.
+
+        A token is good until its end, as long as the server takes any; what its issuer says of it since is not asked.
+        """
+        if self.key_id:
+            return keys.holder(self.key_id, now_ms=now_s * 1000)
+        if not self.subject:
+            return keys.nameless(tenant)
+        if not takes_tokens or self.expires_at_s is None or self.expires_at_s <= now_s:
+            return None
+        return Identity(
+            tenant=tenant,
+            subject=self.subject,
+            accesses=frozenset({Access.INFERENCE}),
+            models=None if self.models is None else frozenset(self.models),
+            expires_at_s=self.expires_at_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -41,6 +41,8 @@ class Identity:
     """Models that may be used; None: all."""
     limits: Limits = NO_LIMITS
     """What may be used; the server's own limits hold where there are none."""
+    expires_at_s: float | None = field(default=None, compare=False)
+    """Unix seconds until which the token that was shown is good; None: none was."""
 
     def may(self, access: Access) -> bool:
         """Whether a route that takes this is open."""
@@ -135,6 +137,14 @@ class KeyRing:
         """Return who holds the stored key of this id; None where it opens nothing any more."""
         key = self._stored.by_id(key_id, now_ms=now_ms)
         return None if key is None else _holder_of(key)
+
+    def nameless(self, tenant: str) -> Identity | None:
+        """Return who of this tenant shows no stored key: the holder of a configured one, or anybody at an open server.
+
+        None where there is no such key any more, or the server is not open any more.
+        """
+        is_there = any(digest[:8].hex() == tenant for digest in self._digests) if tenant else self.is_open
+        return Identity(tenant=tenant, accesses=_ALL_BUT_ADMIN) if is_there else None
 
 
 def refuse_caller(identity: Identity, access: Access) -> HttpError | None:

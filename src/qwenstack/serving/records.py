@@ -70,7 +70,9 @@ class Records:
                 store,
                 self._lease,
                 answers=answers,
-                find_caller=lambda key_id: keys.holder(key_id, now_ms=time.time() * 1000),
+                find_caller=lambda saved, tenant: saved.now(
+                    tenant, keys, takes_tokens=config.oidc is not None, now_s=time.time()
+                ),
                 max_line_bytes=config.max_body_bytes,
             )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import openai
 import pytest
 from fastapi import FastAPI
@@ -19,7 +20,9 @@ from toy_llm import FULL, ToyLLM
 from qwenstack.core.errors import EngineError, RequestError
 from qwenstack.core.request_options import MAX_PRIORITY
 from qwenstack.serving import ServeConfig, create_app
-from qwenstack.storage import ApiKeys, Database, StoredFiles, open_database
+from qwenstack.serving.batches import SavedCaller
+from qwenstack.serving.identity import Access, Identity, KeyRing
+from qwenstack.storage import ApiKeys, Database, StoredBatches, StoredFiles, open_database
 
 CHAT = "/v1/chat/completions"
 
@@ -271,6 +274,47 @@ async def test_sec_12_a_batch_may_what_its_key_may_when_a_line_is_answered(
         with pytest.raises(openai.NotFoundError):
             await begin_with(stranger, begun[0].input_file_id)
     assert llm.prompts == []
+
+
+@pytest.mark.anyio
+async def test_sec_12_a_batch_of_a_configured_key_ends_with_the_key(llm: ToyLLM, database: Database) -> None:
+    both = create_app(llm, ServeConfig(api_keys=("kept-kept-kept-1", "gone-gone-gone-1")), database=database)
+    kept = await begin(official(both, "kept-kept-kept-1"), [chat("a")])
+    gone = await begin(official(both, "gone-gone-gone-1"), [chat("a")])
+    one = create_app(llm, ServeConfig(api_keys=("kept-kept-kept-1",)), database=database)
+    async with one.router.lifespan_context(one):
+        assert (await ended(official(one, "kept-kept-kept-1"), kept)).error_file_id is None
+        store = StoredBatches(database)
+        tenant = KeyRing(["gone-gone-gone-1"]).identify("gone-gone-gone-1", now_ms=0).tenant
+        async with asyncio.timeout(20):
+            while (row := store.find(gone.id, tenant=tenant)) is None or row.status != "completed":
+                await asyncio.sleep(0.02)
+    assert (row.num_completed, row.num_failed, len(llm.prompts)) == (0, 1, 1)
+
+
+def test_sec_12_whoever_made_a_batch_is_the_same_later_as_long_as_what_they_showed_is_good() -> None:
+    shown = Identity(
+        tenant="t", subject="u1", accesses=frozenset({Access.INFERENCE}), models=frozenset({"m"}), expires_at_s=100.0
+    )
+    saved = msgspec.json.decode(msgspec.json.encode(SavedCaller.of(shown)), type=SavedCaller)
+    ring = KeyRing(["configured"])
+    later = saved.now("t", ring, takes_tokens=True, now_s=99)
+    assert later == shown
+    assert later is not None
+    assert (later.account, later.expires_at_s) == ("oidc:u1", 100.0)
+    assert saved.now("t", ring, takes_tokens=True, now_s=100) is None
+    assert saved.now("t", ring, takes_tokens=False, now_s=99) is None
+
+    configured = ring.identify("configured", now_ms=0)
+    saved = SavedCaller.of(configured)
+    assert saved.now(configured.tenant, ring, takes_tokens=True, now_s=0) == configured
+    assert saved.now(configured.tenant, KeyRing(["another"]), takes_tokens=True, now_s=0) is None
+    assert saved.now(configured.tenant, KeyRing(), takes_tokens=True, now_s=0) is None
+
+    anybody = KeyRing().identify(None, now_ms=0)
+    saved = SavedCaller.of(anybody)
+    assert saved.now("", KeyRing(), takes_tokens=False, now_s=0) == anybody
+    assert saved.now("", ring, takes_tokens=True, now_s=0) is None
 
 
 async def begin_with(ask: AsyncOpenAI, file_id: str) -> Batch:

@@ -121,7 +121,7 @@ async def test_a_good_token_says_who_and_what(provider: Provider, key: str) -> N
     verifier = provider.verifier()
     identity = await verifier.identify(sign(key=key))
     assert identity == Identity(tenant="ann", subject="ann", accesses=frozenset({Access.INFERENCE}))
-    assert identity.actor == "oidc:ann"
+    assert (identity.actor, identity.expires_at_s) == ("oidc:ann", NOW_S + 300 + LEEWAY_S)
     assert await verifier.identify(sign(key=key)) == identity
     assert provider.asked == [KEYS_URL]
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import jwt
@@ -77,6 +77,7 @@ class TokenVerifier:
             logger.info("A token is refused: %s", refusal)
             return STRANGER
         until_s = cast("float", claims["exp"]) + LEEWAY_S
+        identity = replace(identity, expires_at_s=until_s)
         self._known[digest] = _KnownToken(identity=identity, until_s=until_s, generation=self._keys.generation)
         while len(self._known) > MAX_KNOWN_TOKENS:
             self._known.popitem(last=False)
