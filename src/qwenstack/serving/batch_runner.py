@@ -175,7 +175,7 @@ class BatchRunner:
         await self._conclude(batch, lines)
 
     def _open_input(self, batch: StoredBatch) -> BinaryIO:
-        file = self._store.files.find(batch.input_file_id, tenant=batch.tenant)
+        file = self._store.files.find_input(batch.input_file_id, tenant=batch.tenant)
         if file is None:
             raise FileNotFoundError(batch.input_file_id)
         return self._store.files.open(file)

@@ -116,6 +116,17 @@ class StoredFiles:
         """
         return self._database.read(lambda connection: self._find(connection, file_id, tenant))
 
+    def find_input(self, file_id: str, *, tenant: str) -> StoredFile | None:
+        """Return a tenant's file that an unfinished batch reads, though it may have expired; None where there is none.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        own = (files.c.id == file_id) & (files.c.tenant == tenant)
+        query = select(files).where(own, or_(self._is_alive(), _is_in_use()))
+        row = self._database.read(lambda connection: connection.execute(query).first())
+        return None if row is None else _file_of(row)
+
     def page(
         self, *, tenant: str, after: str | None, limit: int, order: Literal["asc", "desc"], purpose: str | None
     ) -> tuple[list[StoredFile], bool] | None:

@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 from openai.types import Batch
+from sqlalchemy import update
 from toy_llm import FULL, ToyLLM
 
 from qwenstack.core.errors import EngineError, RequestError
@@ -23,6 +24,7 @@ from qwenstack.serving import ServeConfig, create_app
 from qwenstack.serving.batches import SavedCaller
 from qwenstack.serving.identity import Access, Identity, KeyRing
 from qwenstack.storage import ApiKeys, Database, StoredBatches, StoredFiles, open_database
+from qwenstack.storage.schema import files
 
 CHAT = "/v1/chat/completions"
 
@@ -315,6 +317,22 @@ def test_sec_12_whoever_made_a_batch_is_the_same_later_as_long_as_what_they_show
     saved = SavedCaller.of(anybody)
     assert saved.now("", KeyRing(), takes_tokens=False, now_s=0) == anybody
     assert saved.now("", ring, takes_tokens=True, now_s=0) is None
+
+
+@pytest.mark.anyio
+async def test_a_batch_reads_its_input_though_it_has_expired_meanwhile(
+    llm: ToyLLM, config: ServeConfig, database: Database
+) -> None:
+    begun = await begin(official(create_app(llm, config, database=database), "any"), [chat("a")])
+    expire = update(files).where(files.c.id == begun.input_file_id).values(expires_at_ms=1)
+    database.write(lambda connection: connection.execute(expire))
+    app = create_app(llm, config, database=database)
+    async with app.router.lifespan_context(app):
+        ask = official(app, "any")
+        with pytest.raises(openai.NotFoundError):
+            await ask.files.content(begun.input_file_id)
+        batch = await ended(ask, begun)
+    assert (batch.status, len(llm.prompts)) == ("completed", 1)
 
 
 async def begin_with(ask: AsyncOpenAI, file_id: str) -> Batch:
