@@ -311,7 +311,7 @@ class Gate:
         route = self._routes.match(scope)
         # What matches no route is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = (declared_access(route) if route else None) or self._unmatched
-        identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000)
+        identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000, request_id=request_id)
         signed = _SignedSend(
             send, request_id=request_id, foreign_origin=self._foreign_origin(head), limiter=self._limiter
         )

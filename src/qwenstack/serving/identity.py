@@ -14,6 +14,7 @@ from qwenstack.core.limits import NO_LIMITS, Limits
 from qwenstack.core.scope import Scope
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import HttpError
+from qwenstack.serving.failure_log import log_failure
 from qwenstack.storage import ApiKey, KeySnapshot
 
 
@@ -193,12 +194,16 @@ class Callers:
         self._keys = keys
         self._tokens = tokens
 
-    async def identify(self, presented: str | None, *, now_ms: float) -> Identity:
-        """Return who shows this key or token."""
-        identity = self._keys.identify(presented, now_ms=now_ms)
-        if self._tokens is None or presented is None or identity != STRANGER:
-            return identity
-        return await self._tokens.identify(presented)
+    async def identify(self, presented: str | None, *, now_ms: float, request_id: str) -> Identity:
+        """Return who shows this key or token; where that cannot be found out, a stranger, whom the gates refuse."""
+        try:
+            identity = self._keys.identify(presented, now_ms=now_ms)
+            if self._tokens is None or presented is None or identity != STRANGER:
+                return identity
+            return await self._tokens.identify(presented)
+        except Exception as error:  # noqa: BLE001 - what a caller shows may not end a request outside of its gate
+            log_failure(error, request_id)
+            return STRANGER
 
     async def close(self) -> None:
         """Close what is open to an identity provider."""

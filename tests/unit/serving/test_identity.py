@@ -125,6 +125,25 @@ async def test_sec_12_a_key_for_another_model_uses_none_on_any_wire(database: Da
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed")
 
 
+@pytest.mark.anyio
+async def test_sec_12_who_cannot_be_checked_is_a_stranger_with_an_answer_of_ours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("secret address of the keys")
+
+    app = create_app(ToyLLM(), ServeConfig(api_keys=("sk-right-key",)))
+    monkeypatch.setattr(KeyRing, "identify", fail)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8000") as client:
+        headers = {"authorization": "Bearer sk-right-key"}
+        refused = await client.get("/v1/models", headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert refused.headers["x-content-type-options"] == "nosniff"
+        assert f"Request {refused.headers['x-request-id']} failed: RuntimeError" in caplog.text
+        assert (await client.get("/livez", headers=headers)).status_code == 200
+    assert "secret" not in f"{refused.text}{caplog.text}"
+
+
 def test_sec_12_to_revoke_the_only_key_does_not_open_the_server(database: Database) -> None:
     keys = ApiKeys(database)
     ring = KeyRing((), keys.snapshot())

@@ -202,6 +202,8 @@ def forgeries() -> dict[str, str]:
     found["another's signature"] = sign(key="rsa-2", kid="rsa")
     found["another kind of key"] = sign(key="ec", kid="rsa")
     found["no kid"] = jwt.encode(claims(), RSA_KEY, algorithm="RS256")
+    for name, algorithm in {"a list": ["RS256"], "an object": {}, "a number": 256, "null": None}.items():
+        found[f"{name} as alg"] = forge({"alg": algorithm, "kid": "rsa"}, claims())
     found["a kid that is no text"] = forge({"alg": "RS256", "kid": ["rsa"]}, claims(), b"x" * 256)
     found["a path as kid"] = sign(kid="../../../../dev/null")
     found["a query as kid"] = sign(kid="rsa' OR '1'='1")
@@ -235,6 +237,38 @@ async def test_sec_12_a_forged_token_opens_nothing(provider: Provider, name: str
 @given(st.text(max_size=60) | st.builds(lambda a, b, c: f"{a}.{b}.{c}", st.text(), st.text(), st.text()))
 def test_sec_12_whatever_is_shown_as_a_token_is_answered(text: str) -> None:
     assert asyncio.run(Provider().verifier().identify(text)) == STRANGER
+
+
+ODD_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["rsa", "RS256"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def objects_with(*names: str) -> st.SearchStrategy[dict[str, object]]:
+    return st.dictionaries(st.sampled_from(names), ODD_VALUES)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    objects_with("alg", "kid", "typ", "b64", "crit", "jwk"),
+    objects_with("iss", "aud", "sub", "iat", "exp", "nbf", "scope"),
+    st.binary(max_size=8),
+)
+def test_sec_12_whatever_json_a_token_is_made_of_is_answered(
+    header: dict[str, object], payload: dict[str, object], signature: bytes
+) -> None:
+    assert asyncio.run(Provider().verifier().identify(forge(header, payload, signature))) == STRANGER
+
+
+@settings(max_examples=100, deadline=None)
+@given(objects_with("iss", "aud", "sub", "iat", "exp", "nbf", "scope"), st.booleans())
+def test_sec_12_whatever_claims_a_provider_signs_are_answered(odd: dict[str, object], is_else_good: bool) -> None:
+    payload = (claims() if is_else_good else {}) | odd
+    token = jwt.PyJWS().encode(json.dumps(payload).encode(), ED_KEY, algorithm="EdDSA", headers={"kid": "ed"})
+    identity = asyncio.run(Provider().verifier().identify(token))
+    assert identity == STRANGER or identity.subject == payload["sub"]
 
 
 @pytest.mark.anyio
@@ -415,9 +449,9 @@ async def test_known_tokens_are_bounded_and_keys_of_ours_come_first(
         assert (await verifier.identify(sign(claims(sub=f"s{number}")))).subject == f"s{number}"
     assert len(verifier._known) == 3
     callers = Callers(KeyRing(["a-configured-key"], is_closed=True), verifier)
-    assert (await callers.identify("a-configured-key", now_ms=0)).may(Access.INFERENCE)
-    assert (await callers.identify(sign(), now_ms=0)).subject == "ann"
-    assert await callers.identify(None, now_ms=0) == STRANGER
+    assert (await callers.identify("a-configured-key", now_ms=0, request_id="r")).may(Access.INFERENCE)
+    assert (await callers.identify(sign(), now_ms=0, request_id="r")).subject == "ann"
+    assert await callers.identify(None, now_ms=0, request_id="r") == STRANGER
     assert len(provider.asked) == 1
 
 
@@ -434,6 +468,7 @@ async def test_sec_12_tokens_open_both_applications_as_far_as_they_say(
     callers = {
         "": (401, 401),
         "x.y.z": (401, 401),
+        forge({"alg": [], "kid": "k"}, claims()): (401, 401),
         sign(claims(**times)): (200, 403),
         sign(claims(**times, scope="openid")): (403, 403),
         sign(claims(**times, scope="qwenstack:admin", sub="root")): (403, 200),

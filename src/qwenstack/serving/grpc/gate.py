@@ -25,7 +25,7 @@ from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.grpc.method import Call, Method
 from qwenstack.serving.grpc.status import answer_status
-from qwenstack.serving.identity import STRANGER, Access, Callers, Identity, refuse_caller
+from qwenstack.serving.identity import Access, Callers, Identity, refuse_caller
 from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.request_log import Outcome, client_label, log_request
@@ -119,7 +119,7 @@ class Gate(grpc.GenericRpcHandler):
         method = self._methods.get(head.path)
         # What is no method is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = method.access if method is not None else Access.INFERENCE
-        identity = await self._identify(head, request_id)
+        identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000, request_id=request_id)
         signature = ((REQUEST_ID_NAME, request_id),)
         code = grpc.StatusCode.CANCELLED  # unless it comes to another end
         started_at = time.perf_counter()
@@ -150,14 +150,6 @@ class Gate(grpc.GenericRpcHandler):
                     duration_s=time.perf_counter() - started_at,
                 )
                 self._note(outcome, identity, request_id)
-
-    async def _identify(self, head: CallHead, request_id: str) -> Identity:
-        """Return who calls; where that cannot be found out, a stranger."""
-        try:
-            return await self._callers.identify(head.api_key, now_ms=time.time() * 1000)
-        except Exception as error:  # noqa: BLE001 - grpcio would tell the caller what the error says
-            log_failure(error, request_id)
-            return STRANGER
 
     def _note(self, outcome: Outcome, identity: Identity, request_id: str) -> None:
         """Tell those who keep count what came of a call."""

@@ -97,9 +97,9 @@ class TokenVerifier:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError as error:
             raise TokenRefused(f"its header cannot be read: {error}") from None
-        key_id = header.get("kid")
-        if header.get("alg") not in _ALGORITHM_NAMES or "crit" in header:
-            raise TokenRefused(f"its algorithm is {str(header.get('alg'))[:20]!r}")
+        key_id, algorithm = header.get("kid"), header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in _ALGORITHM_NAMES or "crit" in header:
+            raise TokenRefused(f"its algorithm is {str(algorithm)[:20]!r}")
         if not isinstance(key_id, str) or not 0 < len(key_id) <= MAX_KEY_ID_CHARS:
             raise TokenRefused("it names no key")
         key = await self._keys.find(key_id)
