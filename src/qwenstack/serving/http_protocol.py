@@ -47,6 +47,7 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]: as in the parent
         super().connection_made(transport)
         self._header_bytes = 0
+        self._chunk_bytes = 0
         self._in_headers = True
         self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._give_up_on_headers)
         self._send_timer: asyncio.TimerHandle | None = None
@@ -63,8 +64,9 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
             return  # where the next request begins is not known any more
-        # What a chunk holds beside headers is at most one read of the socket, and counted only while they go on.
-        self._header_bytes += len(data)
+        self._chunk_bytes = len(data)
+        if self._in_headers:
+            self._header_bytes += self._chunk_bytes
         super().data_received(data)
         if self._in_headers and self._header_bytes > self.limits.max_header_bytes:
             self._refuse(_TOO_LARGE)
@@ -72,6 +74,7 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers = True
+        self._header_bytes = self._chunk_bytes
         self._header_timer.cancel()
         self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._give_up_on_headers)
 
@@ -90,9 +93,14 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
             raise ValueError("a coding of the body that readers take differently")
         super().on_headers_complete()
         self._in_headers = False
-        self._header_bytes = 0
         self._header_timer.cancel()
         self._unanswered.append(self.cycle)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        # Where in this chunk the next request begins is not told: its headers count from the next chunk on. What is
+        # not counted is at most one read of the socket.
+        self._chunk_bytes = 0
 
     def on_response_complete(self) -> None:
         self._unanswered.popleft()

@@ -274,6 +274,26 @@ def test_sec_22_a_chunked_body_is_cut_at_the_limit(serve: Serve) -> None:
         assert answer.startswith(b"HTTP/1.1 413")
 
 
+ALIVE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+LONG_BODY = b'{"content":"' + b"a" * 40_000 + b'"}'
+LONG_HEAD = (
+    b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n" % len(LONG_BODY)
+)
+
+
+@pytest.mark.parametrize("num_early", [0, 30], ids=["begun after the answer", "begun behind the body"])
+def test_sec_22_a_body_does_not_count_as_headers_of_the_next_request(url: str, num_early: int) -> None:
+    with socket.create_connection(address_of(url), timeout=10) as connection:
+        answers = b""
+        for piece in (LONG_HEAD, LONG_BODY + ALIVE[:num_early], ALIVE[num_early:40], ALIVE[40:]):
+            connection.sendall(piece)
+            time.sleep(0.2)  # so that the server reads each by itself
+        while chunk := connection.recv(65_536):
+            answers += chunk
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"200", b"200"]
+
+
 def test_two_requests_on_one_connection_are_both_answered(url: str) -> None:
     first = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
