@@ -29,7 +29,7 @@ class HttpLimits:
     max_header_bytes: int
     """The longest request line and headers together."""
     header_timeout_s: float
-    """A client has this long to send them."""
+    """A client has this long to send them, from its first byte that belongs to no open request."""
     send_timeout_s: float
     """A client has this long to make room for what is written for it."""
 
@@ -49,7 +49,7 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._chunk_bytes = 0
         self._in_headers = True
-        self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._give_up_on_headers)
+        self._start_header_timer()
         self._send_timer: asyncio.TimerHandle | None = None
         self._unanswered: deque[RequestResponseCycle] = deque()
         self._refusal: bytes | None = None
@@ -70,13 +70,16 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._in_headers and self._header_bytes > self.limits.max_header_bytes:
             self._refuse(_TOO_LARGE)
+        elif self._refusal is None and not self._unanswered and self._header_timer.cancelled():
+            # Empty lines, or the rest of a body that is answered already: uvicorn's own timer ended with them.
+            self._start_header_timer()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers = True
         self._header_bytes = self._chunk_bytes
         self._header_timer.cancel()
-        self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._give_up_on_headers)
+        self._start_header_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
@@ -127,9 +130,11 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
             self._send_timer.cancel()
             self._send_timer = None
 
+    def _start_header_timer(self) -> None:
+        self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._give_up_on_headers)
+
     def _give_up_on_headers(self) -> None:
-        if self._in_headers:
-            self._refuse(_TOO_SLOW if self._header_bytes else b"")
+        self._refuse(_TOO_SLOW if self._in_headers and self._header_bytes else b"")
 
     def _refuse(self, answer: bytes) -> None:
         if self._refusal is not None:

@@ -294,6 +294,43 @@ def test_sec_22_a_body_does_not_count_as_headers_of_the_next_request(url: str, n
     assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"200", b"200"]
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "piece"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n"),
+        (LONG_HEAD.replace(b"localhost", b"elsewhere"), b" "),
+    ],
+    ids=["empty lines", "a body that is answered already"],
+)
+def test_sec_22_what_belongs_to_no_open_request_keeps_no_connection(
+    serve: Serve, request_bytes: bytes, piece: bytes
+) -> None:
+    with serve(header_timeout_s=0.5) as url, socket.create_connection(address_of(url), timeout=10) as connection:
+        connection.sendall(request_bytes)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 ")
+        connection.settimeout(0.1)
+        deadline = time.monotonic() + 20
+        is_open = True
+        with contextlib.suppress(ConnectionError):
+            while is_open and time.monotonic() < deadline:
+                connection.sendall(piece)
+                with contextlib.suppress(TimeoutError):
+                    is_open = connection.recv(65_536) != b""
+        assert time.monotonic() < deadline
+
+
+def test_an_empty_line_between_requests_is_no_harm(serve: Serve) -> None:
+    with serve(header_timeout_s=0.5) as url, socket.create_connection(address_of(url), timeout=10) as connection:
+        connection.sendall(ALIVE.replace(b"Connection: close\r\n", b""))
+        answer = b""
+        while b"alive" not in answer:
+            answer += connection.recv(65_536)
+        connection.sendall(b"\r\n")
+        time.sleep(0.2)
+        connection.sendall(STREAMING)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
 def test_two_requests_on_one_connection_are_both_answered(url: str) -> None:
     first = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
