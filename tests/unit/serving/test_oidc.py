@@ -293,6 +293,52 @@ async def test_sec_22_invented_key_ids_do_not_ask_the_provider_again_and_again(p
 
 
 @pytest.mark.anyio
+async def test_sec_22_callers_who_leave_do_not_keep_others_from_the_keys(provider: Provider) -> None:
+    may_answer = asyncio.Event()
+
+    async def answer_later() -> AsyncIterator[bytes]:
+        await may_answer.wait()
+        yield json.dumps({"keys": ALL_KEYS}).encode()
+
+    provider.answer = lambda _: httpx.Response(200, content=answer_later())
+    verifier = provider.verifier()
+    leaving, staying = (asyncio.create_task(verifier.identify(sign(claims(sub=name)))) for name in ("eve", "ann"))
+    while not provider.asked:
+        await asyncio.sleep(0.01)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    coming = asyncio.create_task(verifier.identify(sign(claims(sub="ben"))))
+    await asyncio.sleep(0.01)
+    may_answer.set()
+    async with asyncio.timeout(10):
+        assert ((await staying).subject, (await coming).subject) == ("ann", "ben")
+    assert leaving.cancelled()
+    assert len(provider.asked) == 1
+
+
+@pytest.mark.anyio
+async def test_a_question_under_way_ends_when_the_server_does(provider: Provider) -> None:
+    is_over = asyncio.Event()
+
+    async def never() -> AsyncIterator[bytes]:
+        try:
+            await asyncio.sleep(60)
+            yield b""
+        finally:
+            is_over.set()
+
+    provider.answer = lambda _: httpx.Response(200, content=never())
+    verifier = provider.verifier()
+    caller = asyncio.create_task(verifier.identify(sign()))
+    while not provider.asked:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        await verifier.close()
+        await is_over.wait()
+    await asyncio.wait([caller])
+
+
+@pytest.mark.anyio
 async def test_keys_stay_good_while_the_provider_is_away_but_not_for_ever(
     provider: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -75,18 +75,19 @@ class KeySet:
         self._keys: Mapping[str, SigningKey] = {}
         self._fetched_at_s: float | None = None
         self._asked_at_s: float | None = None
-        self._turn = asyncio.Lock()
-        self._background: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
         self.generation = 0
         """Grows when the keys change; what was verified with others is to be verified again."""
 
     async def find(self, key_id: str) -> SigningKey | None:
         """Return the key of an id, asking the provider for one that is not known; None where there is none."""
         if not self.is_stale and key_id in self._keys:
-            if self._age_s > FRESH_S and self._may_ask and (self._background is None or self._background.done()):
-                self._background = asyncio.create_task(self._refresh())
+            if self._age_s > FRESH_S:
+                self._ask()
             return self._keys[key_id]
-        await self._refresh()
+        asking = self._ask()
+        if asking is not None:
+            await asyncio.shield(asking)  # others wait for it too: it does not end with this caller
         return None if self.is_stale else self._keys.get(key_id)
 
     @property
@@ -95,9 +96,10 @@ class KeySet:
         return self._age_s > STALE_S
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._background is not None:
-            self._background.cancel()
+        """Ask no longer, and close the connections."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
         await self._client.aclose()
 
     @property
@@ -108,20 +110,24 @@ class KeySet:
     def _may_ask(self) -> bool:
         return self._asked_at_s is None or self._monotonic() - self._asked_at_s >= RETRY_S
 
+    def _ask(self) -> asyncio.Task[None] | None:
+        """Return the question that is under way, or a new one; None: it is too early for another."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._refresh()) if self._may_ask else None
+        return self._asking
+
     async def _refresh(self) -> None:
         """Ask once for all who wait; where that fails, the keys stay as they are."""
-        async with self._turn:
-            if not self._may_ask:
-                return
-            self._asked_at_s = self._monotonic()
-            try:
-                async with asyncio.timeout(FETCH_TIMEOUT_S):
-                    keys = read_keys(await self._fetch(await self._find_url()))
-            except (QwenStackError, httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-                logger.error("The keys of %s cannot be had: %s", self._config.issuer, error or type(error).__name__)
-                return
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                keys = read_keys(await self._fetch(await self._find_url()))
+        except (QwenStackError, httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            logger.error("The keys of %s cannot be had: %s", self._config.issuer, error or type(error).__name__)
+        else:
             self._keys, self._fetched_at_s = keys, self._monotonic()
             self.generation += 1
+        finally:
+            self._asked_at_s = self._monotonic()
 
     async def _find_url(self) -> str:
         if self._config.jwks_url is not None:
