@@ -26,7 +26,7 @@ from qwenstack.serving import ServeConfig, admin_config, create_admin_app, creat
 from qwenstack.serving.identity import STRANGER, Access, Callers, Identity, KeyRing
 from qwenstack.serving.oidc import key_set, tokens
 from qwenstack.serving.oidc.key_set import FRESH_S, MAX_DOCUMENT_BYTES, RETRY_S, STALE_S, KeySet
-from qwenstack.serving.oidc.tokens import LEEWAY_S, TokenVerifier, claim_of
+from qwenstack.serving.oidc.tokens import LEEWAY_S, TokenVerifier, claim_of, name_of_subject
 from qwenstack.serving.oidc_config import OidcConfig
 from qwenstack.storage import AuditLog, open_database
 
@@ -268,7 +268,7 @@ def test_sec_12_whatever_claims_a_provider_signs_are_answered(odd: dict[str, obj
     payload = (claims() if is_else_good else {}) | odd
     token = jwt.PyJWS().encode(json.dumps(payload).encode(), ED_KEY, algorithm="EdDSA", headers={"kid": "ed"})
     identity = asyncio.run(Provider().verifier().identify(token))
-    assert identity == STRANGER or identity.subject == payload["sub"]
+    assert identity == STRANGER or identity.subject == name_of_subject(str(payload["sub"]))
 
 
 @pytest.mark.anyio
@@ -476,6 +476,30 @@ async def test_claims_say_tenant_scopes_and_models_as_the_operator_reads_them(pr
     assert bare.tenant == "oidc-" + hashlib.sha256(b"auth0|5f7c").hexdigest()[:32]
     for org in (None, {"id": ""}, {"id": 5}, {"name": "x"}, "team-a"):
         assert await verifier.identify(sign(claims(org=org))) == STRANGER
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "subject", ["s" * 96, "s" * 5000, "ann\x00", "ann\n", "\ud800", "sha256:" + "0" * 64], ids=ascii
+)
+async def test_sec_22_a_subject_that_a_database_may_not_keep_is_counted_by_its_hash(
+    provider: Provider, subject: str
+) -> None:
+    token = jwt.PyJWS().encode(
+        json.dumps(claims(sub=subject)).encode(), ED_KEY, algorithm="EdDSA", headers={"kid": "ed"}
+    )
+    identity = await provider.verifier().identify(token)
+    digest = hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()
+    assert identity.account == identity.actor == f"oidc:sha256:{digest}"
+    assert len(identity.account) <= 100
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("subject", ["s" * 95, "auth0|5f7c8ec7", "安娜 <anna@example.com>"])
+async def test_a_subject_that_reads_well_is_kept_as_it_is(provider: Provider, subject: str) -> None:
+    identity = await provider.verifier().identify(sign(claims(sub=subject)))
+    assert identity.account == f"oidc:{subject}"
+    assert len(identity.account) <= 100
 
 
 def test_a_claim_with_dots_in_its_name_comes_before_a_path() -> None:

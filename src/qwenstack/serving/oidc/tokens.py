@@ -25,6 +25,9 @@ MAX_TOKEN_CHARS = 8192
 """Half of what a request's headers may have together."""
 MAX_KNOWN_TOKENS = 4096
 """About 2 MB of identities; a token beyond them is verified again."""
+MAX_SUBJECT_CHARS = 95
+"""Use is counted for `oidc:SUBJECT`, which has at most 100 characters in the database."""
+_HASHED = "sha256:"
 _MAX_MODELS = 1024
 _MAX_TIME_S = 1e11
 """The year 5138; some write milliseconds by mistake, and would otherwise never expire."""
@@ -143,7 +146,7 @@ def identity_of_claims(claims: Mapping[str, object], config: OidcConfig) -> Iden
     if not isinstance(subject, str) or not subject or not isinstance(tenant, str) or not tenant:
         raise TokenRefused(f"it has no `sub` or no `{config.tenant_claim}`")
     if not is_tenant_name(tenant):  # such as `auth0|5f7c8ec7c33c6c004bbafe82`
-        tenant = f"oidc-{hashlib.sha256(tenant.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+        tenant = f"oidc-{_digest_of(tenant)[:32]}"
     words = _words_of(claim_of(claims, config.scopes_claim))
     roles = config.scopes_by_word
     models = None
@@ -151,10 +154,24 @@ def identity_of_claims(claims: Mapping[str, object], config: OidcConfig) -> Iden
         models = frozenset(_words_of(claim_of(claims, config.models_claim))[:_MAX_MODELS])
     return Identity(
         tenant=tenant,
-        subject=subject,
+        subject=name_of_subject(subject),
         accesses=accesses_of(roles[word] for word in words if word in roles),
         models=models,
     )
+
+
+def name_of_subject(subject: str) -> str:
+    """Return what a subject is called here: its hash, where it is longer or other than every database can keep.
+
+    What looks like such a name already is hashed too: it could be taken for another's.
+    """
+    if len(subject) <= MAX_SUBJECT_CHARS and subject.isprintable() and not subject.startswith(_HASHED):
+        return subject
+    return _HASHED + _digest_of(subject)
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def claim_of(claims: Mapping[str, object], name: str) -> object:
