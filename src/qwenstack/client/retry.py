@@ -19,7 +19,9 @@ Item = TypeVar("Item")
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """What happens before the first byte of a request leaves."""
 _REFUSED_UNTOUCHED = frozenset({429, 503})
-"""The server says that it did not begin."""
+"""The server says that it did not begin, unless it says why it could not end."""
+_MAYBE_DONE = "storage_unavailable"
+"""The code of a 503 that may come when the work was done and could not be written down."""
 _MAYBE_BEGUN = frozenset({500, 502, 504})
 """A proxy or a failure between: what became of the request is not known."""
 
@@ -46,7 +48,7 @@ class RetryPolicy:
             cause: the library's own error, or the status.
             attempt: 0 for the first.
         """
-        if attempt >= self.max_retries or not _may_repeat(call, cause):
+        if attempt >= self.max_retries or not _may_repeat(call, failure, cause):
             return None
         asked_s = failure.retry_after_s if isinstance(failure, StatusError) else None
         if asked_s is not None:
@@ -145,7 +147,9 @@ def connection_failure(error: httpx.TransportError) -> ConnectionFailedError:
     return ConnectionFailedError(f"The connection failed: {text}. Is the server running, and is `base_url` right?")
 
 
-def _may_repeat(call: Call[Any], cause: object) -> bool:
+def _may_repeat(call: Call[Any], failure: ClientError, cause: object) -> bool:
     if isinstance(cause, int):
+        if isinstance(failure, StatusError) and failure.code == _MAYBE_DONE and not call.is_repeatable:
+            return False
         return cause in _REFUSED_UNTOUCHED or (call.is_repeatable and call.method == "GET" and cause in _MAYBE_BEGUN)
     return isinstance(cause, _NEVER_SENT) or call.is_repeatable

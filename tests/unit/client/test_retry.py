@@ -59,6 +59,14 @@ def test_only_what_cannot_do_harm_is_sent_again(call: Call[Any], cause: Any, is_
     assert wait_s(call, cause, attempt=3) is None
 
 
+@pytest.mark.parametrize(("call", "is_repeated"), [(READ, True), (ASK, True), (MAKE, False)])
+def test_what_may_be_done_but_not_written_down_is_not_done_twice(call: Call[Any], is_repeated: bool) -> None:
+    failure = read_error(503, {"retry-after": "1"}, b'{"error": {"message": "m", "code": "storage_unavailable"}}')
+    assert (POLICY.delay_s(call, failure, 503, attempt=0) is not None) == is_repeated
+    refused = read_error(503, {}, b'{"error": {"message": "m", "code": "overloaded"}}')
+    assert POLICY.delay_s(call, refused, 503, attempt=0) is not None
+
+
 def test_waits_double_and_have_an_end() -> None:
     policy = RetryPolicy(max_retries=9, chance=lambda: 0.0)
     failure = connection_failure(UNSENT)
