@@ -258,6 +258,45 @@ def test_sec_22_a_message_that_does_not_come_is_not_waited_for(channel: grpc.Cha
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+def silent_check(channel: grpc.Channel, is_over: threading.Event) -> Any:
+    """Begin a call without a key whose message does not come."""
+
+    def never() -> Iterator[bytes]:
+        is_over.wait(60)
+        yield from ()
+
+    return channel.stream_unary("/grpc.health.v1.Health/Check").future(never())
+
+
+def test_sec_22_the_message_of_a_call_without_a_key_comes_at_once(serve_both: Serve) -> None:
+    is_over = threading.Event()
+    with serve_both(body_timeout_s=50.0) as (_, address), grpc.insecure_channel(address) as channel:
+        call = silent_check(channel, is_over)
+        code = code_of(lambda: call.result(timeout=20))
+        is_over.set()
+    assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_sec_22_calls_without_a_key_cannot_take_all_places(serve_both: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwenstack.serving.grpc.gate.MAX_PUBLIC_CALLS", 3)
+    monkeypatch.setattr("qwenstack.serving.grpc.gate.PUBLIC_MESSAGE_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("qwenstack.serving.grpc.server.MAX_CALLS", 5)
+    is_over = threading.Event()
+    with serve_both(body_timeout_s=50.0) as (_, address), grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        silent = [silent_check(channel, is_over) for _ in range(10)]
+        wait_until = time.monotonic() + 20
+        while code_of(lambda: health.Check(health_pb2.HealthCheckRequest())) == OK:
+            assert time.monotonic() < wait_until
+        assert code_of(lambda: health.Check(health_pb2.HealthCheckRequest())) == grpc.StatusCode.UNAVAILABLE
+        assert code_of(lambda: GenerationServiceStub(channel).Generate(HELLO)) == OK
+        is_over.set()
+        for call in silent:
+            call.cancel()
+        while code_of(lambda: health.Check(health_pb2.HealthCheckRequest())) != OK:
+            assert time.monotonic() < wait_until
+
+
 def test_sec_22_watchers_of_the_health_cannot_take_all_places(channel: grpc.Channel, texts: dict[str, str]) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_WATCHERS)]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
 
+from qwenstack.core.errors import CapacityError
 from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig
@@ -32,6 +33,10 @@ from qwenstack.serving.request_log import Outcome, client_label, log_request
 
 REQUEST_ID_NAME = "x-request-id"
 """In trailing metadata: the server's id of the call. From a client: a label for the log, by which nothing is found."""
+MAX_PUBLIC_CALLS = 256
+"""Open at the same time, watchers among them: a quarter of the places, so that nobody without a key takes all."""
+PUBLIC_MESSAGE_TIMEOUT_S = 1.0
+"""A call that anybody may make has its one short message with it, or right behind it."""
 _UNMATCHED = "unmatched"
 _SINGLE_NAMES = frozenset({"authorization", "x-api-key"})
 """Metadata that may come once: of two keys, two readers could believe different ones."""
@@ -104,6 +109,7 @@ class Gate(grpc.GenericRpcHandler):
         self._lifetime = lifetime
         self._message_timeout_s = config.body_timeout_s
         self._logs_calls = config.log_requests
+        self._num_public = 0
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Take a call, whatever its method."""
@@ -132,7 +138,8 @@ class Gate(grpc.GenericRpcHandler):
             try:
                 method = self._admit(head, method, access, identity)
                 call = Call(identity=identity, request_id=request_id)
-                await run_while_serving(self._answer(method, requests, call, context), self._lifetime)
+                with self._place(access):
+                    await run_while_serving(self._answer(method, requests, call, context), self._lifetime)
                 context.set_trailing_metadata(signature)
                 code = grpc.StatusCode.OK
             except Exception as error:  # noqa: BLE001 - nothing that a call causes may end without a status of ours
@@ -175,21 +182,42 @@ class Gate(grpc.GenericRpcHandler):
             self._limiter.take_request(identity)
         return method
 
+    @contextmanager
+    def _place(self, access: Access) -> Generator[None]:
+        """Hold one of the places for calls that anybody may make, as long as such a call is open."""
+        if access is not Access.PUBLIC:
+            yield
+            return
+        if self._num_public >= MAX_PUBLIC_CALLS:
+            raise CapacityError(f"{MAX_PUBLIC_CALLS} calls without a key are open already. Try again later.")
+        self._num_public += 1
+        try:
+            yield
+        finally:
+            self._num_public -= 1
+
     async def _answer(self, method: Method, requests: AsyncIterator[bytes], call: Call, context: CallContext) -> None:
-        async with aclosing(self._in_time(requests)) as messages, aclosing(method.answer(messages, call)) as answers:
+        timeout_s = self._message_timeout_s
+        if method.access is Access.PUBLIC:
+            timeout_s = min(timeout_s, PUBLIC_MESSAGE_TIMEOUT_S)
+        async with (
+            aclosing(_in_time(requests, timeout_s)) as messages,
+            aclosing(method.answer(messages, call)) as answers,
+        ):
             async for answer in answers:
                 await context.write(answer)
 
-    async def _in_time(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """Read a caller's messages; the first has to come soon."""
-        try:
-            async with asyncio.timeout(self._message_timeout_s):
-                first = await anext(requests, None)
-        except TimeoutError:
-            text = f"The message did not come within {self._message_timeout_s:g} s."
-            raise HttpError(408, text, code="body_timeout") from None
-        if first is None:
-            return
-        yield first
-        async for request in requests:
-            yield request
+
+async def _in_time(requests: AsyncIterator[bytes], timeout_s: float) -> AsyncGenerator[bytes]:
+    """Read a caller's messages; the first has to come soon."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            first = await anext(requests, None)
+    except TimeoutError:
+        text = f"The message did not come within {timeout_s:g} s."
+        raise HttpError(408, text, code="body_timeout") from None
+    if first is None:
+        return
+    yield first
+    async for request in requests:
+        yield request
