@@ -313,7 +313,7 @@ def _find(connection: Connection, batch_id: str, tenant: str) -> StoredBatch | N
     return None if row is None else _batch_of(row)
 
 
-def _read_page(connection: Connection, query: Select[tuple[int, str]]) -> list[tuple[int, str]]:
+def _read_page(connection: Connection, query: Select[int, str]) -> list[tuple[int, str]]:
     """Read the first rows, until they have so many characters; those behind them do not come from the database."""
     page: list[tuple[int, str]] = []
     num_chars = 0

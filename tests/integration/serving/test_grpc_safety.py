@@ -212,16 +212,16 @@ def test_calls_are_in_the_audit_log_without_what_users_wrote(
         assert code_of(lambda: generation.Generate(HELLO)) == UNAUTHENTICATED
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     log = AuditLog(database)
-    calls = [entry.record for entry in log.newest() if entry.record.subject.startswith("gRPC")]
-    refused, answered = calls
-    path = "gRPC /qwenstack.v1.GenerationService/Generate"
-    assert (refused.subject, refused.outcome, refused.actor) == (path, "UNAUTHENTICATED", "-")
-    assert (answered.subject, answered.outcome) == (path, "OK")
+    records = [entry.record for entry in log.newest()]
+    (answered,) = (record for record in records if record.subject.startswith("gRPC"))
+    (refused,) = (record for record in records if record.actor == "-")  # strangers' are one entry a minute
+    assert refused.details["by_status"] == {"UNAUTHENTICATED": 1}
+    assert (answered.subject, answered.outcome) == ("gRPC /qwenstack.v1.GenerationService/Generate", "OK")
     assert answered.actor == texts["user"].removeprefix("qs-").partition(".")[0]
     assert answered.details["request_id"] == dict(call.trailing_metadata())["x-request-id"]
     assert answered.details["tenant"] == "ours"
     assert database.path is not None
-    stored = b"".join(path.read_bytes() for path in database.path.parent.iterdir())
+    stored = b"".join(path.read_bytes() for path in database.path.parent.iterdir() if path.is_file())
     assert b"secret wish" not in stored
     assert log.verify().broken_at is None
 
