@@ -162,14 +162,18 @@ def test_a_reader_that_leaves_ends_the_command_quietly():
 
 
 def test_help_comes_quickly():
-    """The contract is 0.3 s on an idle machine; counted in processor time, and doubled, for the sake of busy ones."""
-    tries: list[float] = []
-    for _ in range(3):
-        before = os.times()
-        in_a_process("--help")
-        after = os.times()
-        tries.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(tries) < 0.6
+    """The contract is 0.3 s on an idle machine, three times what its libraries take alone; a busy one slows both."""
+    libraries = min(processor_seconds("-c", "import cyclopts, rich.console") for _ in range(3))
+    ours = min(processor_seconds("-m", "qwenstack", "--help") for _ in range(3))
+    assert ours < 4.5 * libraries
+
+
+def processor_seconds(*arguments: str) -> float:
+    before = os.times()
+    environ = {**os.environ, "PYTHONPATH": SOURCES}
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=True, timeout=60, env=environ)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 @pytest.mark.parametrize("module", ["numpy", "asyncio", "httpx", "fastapi", "jinja2", "tokenizers", "rich.table"])

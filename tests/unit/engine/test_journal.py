@@ -233,13 +233,13 @@ def test_a_later_file_is_run_from_its_own_first_step(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_journal_and_not_the_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = RequestJournal(tmp_path / "journal", SESSION)
     monkeypatch.setattr(os, "write", lambda _, data: len(data) // 2)
     engine = Engine(toy_model(), journal=journal)
     drive(engine, [(0, [1], GREEDY), (1, [2], GREEDY)], {})
-    assert capsys.readouterr().err.count("the disk is full") == 1
+    assert caplog.text.count("the disk is full") == 1
     monkeypatch.undo()
     assert sum(1 for _ in read_journal(tmp_path / "journal")) == 1
 
