@@ -104,7 +104,7 @@ def test_a_completion_ends_before_its_stop_string(client: openai.OpenAI) -> None
 
 
 def test_models_and_errors_are_openais(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["small"]
+    assert [model.id for model in client.models.list()] == ["small", "multilingual-e5-small"]
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="gpt-9", messages=QUESTION)
     assert missing.value.code == "model_not_found"
