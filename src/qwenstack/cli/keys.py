@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import App, Parameter
@@ -17,7 +17,7 @@ from qwenstack.cli.output import print_json, print_table
 from qwenstack.cli.settings import load_settings
 from qwenstack.cli.storage import COMMAND_LINE_ACTOR, open_storage
 from qwenstack.core.errors import ConfigError, RequestError
-from qwenstack.core.limits import Limits
+from qwenstack.core.limits import NO_LIMITS, Limits
 from qwenstack.core.scope import Scope
 
 if TYPE_CHECKING:
@@ -26,22 +26,8 @@ if TYPE_CHECKING:
 keys = App(name="keys", help="Make, list, limit and revoke the API keys of the server.")
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitOptions:
-    """What a key may use; where nothing is said, what the settings under `limits` say."""
-
-    requests_per_minute: int | None = None
-    """Requests in a minute."""
-    tokens_per_minute: int | None = None
-    """Tokens of prompts and answers in a minute."""
-    concurrent_requests: int | None = None
-    """Answers that are waited for at the same time, streams included."""
-    tokens_per_day: int | None = None
-    """Tokens of prompts and answers between midnights, UTC."""
-
-
-_NO_OPTIONS = LimitOptions()
+LimitOptions = Annotated[Limits, Parameter(name="*")]
+"""What a key may use; where nothing is said, what the settings under `limits` say."""
 
 
 @keys.command
@@ -53,7 +39,7 @@ def create(
     scope: Annotated[tuple[Scope, ...], Parameter(negative="")] = ("inference",),
     model: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     expires_in: str | None = None,
-    limits: LimitOptions = _NO_OPTIONS,
+    limits: LimitOptions = NO_LIMITS,
     as_json: AsJson = False,
     assignments: Assignments = (),
 ) -> None:
@@ -86,7 +72,7 @@ def create(
                 scopes=scope,
                 models=model or None,
                 lifetime_s=lifetime_s,
-                limits=Limits(**asdict(limits)),
+                limits=limits,
             )
         except RequestError as error:
             raise ConfigError(str(error)) from error
@@ -136,7 +122,7 @@ def revoke(key_id: str, /, *, assignments: Assignments = ()) -> None:
 
 
 @keys.command
-def limit(key_id: str, /, *, limits: LimitOptions = _NO_OPTIONS, assignments: Assignments = ()) -> None:
+def limit(key_id: str, /, *, limits: LimitOptions = NO_LIMITS, assignments: Assignments = ()) -> None:
     """Say anew what a key may use; a limit that is not named goes back to the settings'.
 
     Parameters
@@ -146,11 +132,11 @@ def limit(key_id: str, /, *, limits: LimitOptions = _NO_OPTIONS, assignments: As
     """
     from qwenstack.storage import ApiKeys
 
-    found, wanted = _id_of(key_id), Limits(**asdict(limits))
+    found = _id_of(key_id)
     with open_storage(load_settings(assignments).value.storage) as database:
-        if not ApiKeys(database).limit(found, wanted, actor=COMMAND_LINE_ACTOR):
+        if not ApiKeys(database).limit(found, limits, actor=COMMAND_LINE_ACTOR):
             raise _no_open_key(key_id)
-    sys.stdout.write(f"limited {found}: {_limits_cell(wanted.given()) or 'as the settings say'}\n")
+    sys.stdout.write(f"limited {found}: {_limits_cell(limits.given()) or 'as the settings say'}\n")
 
 
 @keys.command
@@ -162,13 +148,13 @@ def usage(*, days: int = 7, as_json: AsJson = False, assignments: Assignments = 
     days
         How many days, today included; a day ends at midnight, UTC.
     """
-    from qwenstack.storage import UsageRecords
+    from qwenstack.storage.usage import MAX_DAYS, UsageRecords
 
-    if days < 1:
-        raise ConfigError(f"`--days` is {days}; it must be 1 or more.")
-    first = time.strftime("%Y-%m-%d", time.gmtime(time.time() - (min(days, 36_500) - 1) * 86_400))
+    if not 1 <= days <= MAX_DAYS:
+        raise ConfigError(f"`--days` is {days}; it must be between 1 and {MAX_DAYS}.")
     with open_storage(load_settings(assignments).value.storage) as database:
-        rows = [{**key._asdict(), **asdict(used)} for key, used in UsageRecords(database).since(first)]
+        found = UsageRecords(database).of_last_days(days, now_s=time.time())
+    rows = [{**key._asdict(), **asdict(used)} for key, used in found]
     if as_json:
         print_json(rows)
         return

@@ -22,7 +22,6 @@ from qwenstack.cli.settings import OidcSettings, Settings, load_settings
 from qwenstack.cli.storage import NO_DATABASE, open_storage
 from qwenstack.core.config import Resolved, secrets_of
 from qwenstack.core.errors import ConfigError
-from qwenstack.core.limits import Limits
 from qwenstack.logs import LogConfig, logging_to
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ def serve_config(settings: Settings) -> ServeConfig:
     public = {name: value for name, value in asdict(settings.server).items() if not name.startswith("admin_")}
     return ServeConfig(
         **public,
-        limits=Limits(**asdict(settings.limits)),
+        limits=settings.limits,
         static_dir=static_dir(),
         log_requests=settings.log.requests,
         retention_days=settings.storage.retention_days,

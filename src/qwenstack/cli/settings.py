@@ -23,7 +23,7 @@ from qwenstack.core.config import (
     load_config,
     refuse_personal,
 )
-from qwenstack.core.limits import MAX_LIMIT
+from qwenstack.core.limits import NO_LIMITS, Limits
 from qwenstack.core.scope import DEFAULT_ROLES
 
 PROJECT_FILE = Path("qwenstack.toml")
@@ -113,23 +113,6 @@ class ServerSettings:
     """Address of the administration."""
     admin_port: Literal["off"] | Annotated[int, Between(low=0, high=65_535)] = 8001
     """Port of the administration, which needs a key of its own; 0 takes a free one; off: there is none."""
-
-
-_Count = Annotated[int, Between(low=1, high=MAX_LIMIT)] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitSettings:
-    """What each API key may use that has no limits of its own."""
-
-    requests_per_minute: _Count = None
-    """Requests that need a key; none: any number."""
-    tokens_per_minute: _Count = None
-    """Tokens of prompts and answers; none: any number."""
-    concurrent_requests: _Count = None
-    """Answers that are waited for at the same time, streams included; none: any number."""
-    tokens_per_day: _Count = None
-    """Tokens of prompts and answers between midnights, UTC; none: any number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +218,7 @@ class Settings:
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
-    limits: LimitSettings = LimitSettings()
+    limits: Limits = NO_LIMITS
     hub: HubSettings = HubSettings()
     storage: StorageSettings = StorageSettings()
     log: LogSettings = LogSettings()

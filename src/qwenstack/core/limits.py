@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Annotated
 
+from qwenstack.core.config_value import Between
 from qwenstack.core.errors import ConfigError
 
 MAX_LIMIT = 10**12
 """More than any machine does in a day, and few enough digits for every database."""
+_Count = Annotated[int, Between(low=1, high=MAX_LIMIT)] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +22,13 @@ class Limits:
         ConfigError: a limit is no whole number from 1 on.
     """
 
-    requests_per_minute: int | None = None
-    """Requests of any kind that need a key."""
-    tokens_per_minute: int | None = None
-    """Tokens of prompts and answers."""
-    concurrent_requests: int | None = None
+    requests_per_minute: _Count = None
+    """Requests of any kind that need a key, in a minute."""
+    tokens_per_minute: _Count = None
+    """Tokens of prompts and answers in a minute."""
+    concurrent_requests: _Count = None
     """Answers that are waited for at the same time, streams included."""
-    tokens_per_day: int | None = None
+    tokens_per_day: _Count = None
     """Tokens of prompts and answers between midnights, UTC."""
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,10 @@ from qwenstack.storage.schema import usage
 
 _ACCOUNTS_A_QUERY = 500
 """Databases bound the values of a statement: the lowest such bound is SQLite's 999 of old."""
+
+
+MAX_DAYS = 400
+"""More than a year, so that a year can be compared with the one before month by month."""
 
 
 class UsageKey(NamedTuple):
@@ -86,12 +91,13 @@ class UsageRecords:
         found = self._database.read(lambda connection: _read(connection, usage.c.day == day))
         return {key.account: total for key, total in found}
 
-    def since(self, day: str) -> Sequence[tuple[UsageKey, Usage]]:
-        """Return what was used from a day on, the newest day first.
+    def of_last_days(self, days: int, *, now_s: float) -> Sequence[tuple[UsageKey, Usage]]:
+        """Return what was used on so many days, the last of which is today; the newest day first.
 
         Raises:
             StorageError: the database cannot be read.
         """
+        day = time.strftime("%Y-%m-%d", time.gmtime(now_s - (days - 1) * 86_400))
         return self._database.read(lambda connection: _read(connection, usage.c.day >= day))
 
     def _add(self, connection: Connection, used: Mapping[UsageKey, Usage]) -> None:

@@ -144,7 +144,7 @@ def test_a_key_is_limited_and_what_it_used_is_shown(path: Path, capsys: pytest.C
         (["create", "a", "--tokens-per-day", "0"], "whole number from 1"),
         (["limit", "a" * 16, "--tokens-per-day", "5"], "keys list"),
         (["limit", "nonsense"], "keys list"),
-        (["usage", "--days", "0"], "1 or more"),
+        (["usage", "--days", "0"], "between 1 and"),
     ],
 )
 def test_wrong_limits_are_told_in_a_sentence(

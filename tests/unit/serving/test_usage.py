@@ -22,8 +22,11 @@ def caller(name: str = "k") -> Identity:
     return Identity(tenant="ours", key_id=name, accesses=frozenset())
 
 
+NOON = 43_200.0
+
+
 def noon() -> float:
-    return 43_200.0
+    return NOON
 
 
 class FailingRecords(MemoryRecords):
@@ -66,7 +69,7 @@ async def test_a_restarted_server_knows_what_was_used_today(tmp_path: Path) -> N
     assert UsageLedger(UsageRecords(database), clock=noon).tokens_today(caller()) == 13
     assert UsageLedger(UsageRecords(database), clock=lambda: noon() + 86_400).tokens_today(caller()) == 0
     stored = Usage(tenant="ours", requests=2, prompt_tokens=8, completion_tokens=5)
-    assert UsageRecords(database).since("1970-01-01") == [(UsageKey("1970-01-01", "k"), stored)]
+    assert UsageRecords(database).of_last_days(9, now_s=NOON) == [(UsageKey("1970-01-01", "k"), stored)]
 
 
 async def test_two_servers_on_one_database_count_together(tmp_path: Path) -> None:
@@ -90,7 +93,7 @@ async def test_tokens_of_the_last_minute_of_a_day_stay_in_it(tmp_path: Path) -> 
     assert ledger.tokens_today(caller()) == 4
     await ledger.write()
     assert ledger.tokens_today(caller()) == 4
-    days = {key.day: used.tokens for key, used in UsageRecords(database).since("1970-01-01")}
+    days = {key.day: used.tokens for key, used in UsageRecords(database).of_last_days(9, now_s=NOON)}
     assert days == {"1970-01-01": 3, "1970-01-02": 4}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Literal
+from dataclasses import asdict
+from typing import Annotated, Literal, cast
 
 from fastapi import Query, Request, Response
 from fastapi.routing import APIRouter
@@ -184,20 +185,11 @@ def write_key(key: ApiKey) -> KeyBody:
         "tenant": key.tenant,
         "scopes": sorted(key.scopes),
         "models": None if key.models is None else sorted(key.models),
-        "limits": _write_limits(key.limits),
+        "limits": cast("LimitBody", asdict(key.limits)),
         "created_at": key.created_at_ms // 1000,
         "expires_at": _seconds(key.expires_at_ms),
         "revoked_at": _seconds(key.revoked_at_ms),
         "state": state,
-    }
-
-
-def _write_limits(limits: Limits) -> LimitBody:
-    return {
-        "requests_per_minute": limits.requests_per_minute,
-        "tokens_per_minute": limits.tokens_per_minute,
-        "concurrent_requests": limits.concurrent_requests,
-        "tokens_per_day": limits.tokens_per_day,
     }
 
 

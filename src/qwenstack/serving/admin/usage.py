@@ -13,9 +13,7 @@ from typing_extensions import TypedDict
 from qwenstack.serving.access import AdminRoute
 from qwenstack.serving.rest.endpoint import error_responses, json_response, key_router
 from qwenstack.storage import UsageRecords
-
-MAX_DAYS = 400
-"""More than a year, so that a year can be compared with the one before month by month."""
+from qwenstack.storage.usage import MAX_DAYS
 
 
 class UsageBody(TypedDict):
@@ -46,7 +44,7 @@ def usage_routes(records: UsageRecords) -> APIRouter:
     @router.get("/admin/v1/usage", summary="Read what was used", response_model=UsageList, responses=_REFUSED)
     async def read_usage(days: Annotated[int, Query(ge=1, le=MAX_DAYS)] = 7) -> Response:
         """Read the tokens of each key on each of the last days, today included; half a second behind."""
-        found = await asyncio.to_thread(records.since, first_day(days, now_s=time.time()))
+        found = await asyncio.to_thread(records.of_last_days, days, now_s=time.time())
         data: list[UsageBody] = [
             {
                 "day": key.day,
@@ -62,11 +60,6 @@ def usage_routes(records: UsageRecords) -> APIRouter:
         return json_response(body)
 
     return router
-
-
-def first_day(days: int, *, now_s: float) -> str:
-    """Return the first of so many days, the last of which is today."""
-    return time.strftime("%Y-%m-%d", time.gmtime(now_s - (days - 1) * 86_400))
 
 
 _REFUSED = error_responses(400)
