@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
 
+from qwenstack.serving.chores import repeating
 from qwenstack.serving.identity import KeyRing
 from qwenstack.storage import ApiKeys
-
-logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
 
@@ -25,27 +22,7 @@ def refresh(ring: KeyRing, keys: ApiKeys) -> None:
         ring.take(keys.snapshot())
 
 
-@contextlib.asynccontextmanager
-async def watching(ring: KeyRing, keys: ApiKeys) -> AsyncGenerator[None]:
+def watching(ring: KeyRing, keys: ApiKeys) -> AbstractAsyncContextManager[None]:
     """Look for changes until the block ends; while the database is away, the keys that are known stay good."""
-    task = asyncio.create_task(_watch(ring, keys))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def _watch(ring: KeyRing, keys: ApiKeys) -> None:
-    is_failing = False
-    while True:
-        await asyncio.sleep(LOOK_EVERY_S)
-        try:
-            await asyncio.to_thread(refresh, ring, keys)
-        except Exception as error:  # noqa: BLE001 - a watch that ended would let revoked keys in for good
-            if not is_failing:
-                logger.error("API keys stay as they were; changes are not seen. %s", error)
-            is_failing = True
-        else:
-            is_failing = False
+    trouble = "API keys stay as they were; changes are not seen."
+    return repeating(lambda: asyncio.to_thread(refresh, ring, keys), every_s=LOOK_EVERY_S, trouble=trouble)

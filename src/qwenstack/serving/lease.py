@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from qwenstack.serving.chores import repeating
 from qwenstack.storage import ServerLease
 
 logger = logging.getLogger(__name__)
@@ -15,33 +16,17 @@ logger = logging.getLogger(__name__)
 @contextlib.asynccontextmanager
 async def holding(lease: ServerLease, look_after: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
     """Be alive until the block ends, and call `look_after` three times in each term of the lease."""
-    await _renew_once(lease, look_after, was_failing=False)
-    task = asyncio.create_task(_renew(lease, look_after))
+
+    async def renew() -> None:
+        await asyncio.to_thread(lease.renew)
+        await look_after()
+
+    trouble = "What this server keeps for its tenants is not looked after."
     try:
-        yield
+        async with repeating(renew, every_s=lease.lease_s / 3, trouble=trouble, comes_first=True):
+            yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
         try:
             await asyncio.to_thread(lease.release)
         except Exception as error:  # noqa: BLE001 - others find out when the lease ends
             logger.warning("This server is alive in the database for another %g s. %s", lease.lease_s, error)
-
-
-async def _renew(lease: ServerLease, look_after: Callable[[], Awaitable[None]]) -> None:
-    is_failing = False
-    while True:
-        await asyncio.sleep(lease.lease_s / 3)
-        is_failing = await _renew_once(lease, look_after, was_failing=is_failing)
-
-
-async def _renew_once(lease: ServerLease, look_after: Callable[[], Awaitable[None]], *, was_failing: bool) -> bool:
-    try:
-        await asyncio.to_thread(lease.renew)
-        await look_after()
-    except Exception as error:  # noqa: BLE001 - a lease that nobody renews gives the work to others
-        if not was_failing:
-            logger.error("What this server keeps for its tenants is not looked after. %s", error)
-        return True
-    return False

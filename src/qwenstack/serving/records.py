@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qwenstack.serving.batch_runner import Answer, BatchRunner
 from qwenstack.serving.batches import Batches, BatchStore
+from qwenstack.serving.chores import repeating
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.files import Files
 from qwenstack.serving.identity import KeyRing
@@ -82,26 +83,32 @@ class Records:
         if self._lease is None:
             yield
             return
-        async with holding(self._lease, self.responses.look_after):
-            tasks = [asyncio.create_task(self._sweep_now_and_then())]
-            tasks += [asyncio.create_task(self._runner.run())] if self._runner is not None else []
+        async with holding(self._lease, self.responses.look_after), self._sweeping():
             try:
-                yield
+                async with self._answering_batches():
+                    yield
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
                 await self.responses.stop()
 
-    async def _sweep_now_and_then(self) -> None:
-        while True:
-            try:
-                num_removed = await asyncio.to_thread(self._sweep)
-                if num_removed:
-                    logger.info("%d things that were kept have expired.", num_removed)
-            except Exception as error:  # noqa: BLE001 - a sweep that ended would keep everything for good
-                logger.error("What has expired is not removed. %s", error)
-            await asyncio.sleep(SWEEP_EVERY_S)
+    def _sweeping(self) -> contextlib.AbstractAsyncContextManager[None]:
+        async def sweep() -> None:
+            num_removed = await asyncio.to_thread(self._sweep)
+            if num_removed:
+                logger.info("%d things that were kept have expired.", num_removed)
+
+        return repeating(sweep, every_s=SWEEP_EVERY_S, trouble="What has expired is not removed.", comes_first=True)
+
+    @contextlib.asynccontextmanager
+    async def _answering_batches(self) -> AsyncGenerator[None]:
+        if self._runner is None:
+            yield
+            return
+        task = asyncio.create_task(self._runner.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     def _sweep(self) -> int:
         num_removed = 0

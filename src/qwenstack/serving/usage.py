@@ -6,16 +6,14 @@ Writing waits for nobody and nobody waits for it. What was used in the last mome
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from qwenstack.serving.chores import repeating
 from qwenstack.serving.identity import Identity
 from qwenstack.storage import Usage, UsageKey
-
-logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 0.5
 MOST_UNWRITTEN = 100_000
@@ -120,33 +118,10 @@ class UsageLedger:
         return time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
 
 
-@contextlib.asynccontextmanager
-async def writing(ledger: UsageLedger) -> AsyncGenerator[None]:
+def writing(ledger: UsageLedger) -> AbstractAsyncContextManager[None]:
     """Write what is counted until the block ends, and then the rest."""
-    ended = asyncio.Event()
-    # It is told to end, not cancelled: a write that is under way would be written again.
-    task = asyncio.create_task(_write_until(ended, ledger))
-    try:
-        yield
-    finally:
-        ended.set()
-        await task
-
-
-async def _write_until(ended: asyncio.Event, ledger: UsageLedger) -> None:
-    is_failing = is_last = False
-    while not is_last:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), WRITE_EVERY_S)
-        is_last = ended.is_set()
-        try:
-            await ledger.write()
-        except Exception as error:  # noqa: BLE001 - a task that ended would charge nothing ever again
-            if not is_failing:
-                logger.error("Tokens used are counted, but not written to the database. %s", error)
-            is_failing = True
-        else:
-            is_failing = False
+    trouble = "Tokens used are counted, but not written to the database."
+    return repeating(ledger.write, every_s=WRITE_EVERY_S, trouble=trouble, comes_last=True)
 
 
 def _add(counts: dict[UsageKey, Usage], key: UsageKey, used: Usage) -> None:
