@@ -40,21 +40,7 @@ def show(
     with open_storage(load_settings(assignments).value.storage, may_create=False) as database:
         entries = AuditLog(database).newest(limit)
     if as_json:
-        print_json(
-            [
-                {
-                    "seq": entry.seq,
-                    "at_ms": entry.at_ms,
-                    "actor": entry.record.actor,
-                    "action": entry.record.action,
-                    "subject": entry.record.subject,
-                    "outcome": entry.record.outcome,
-                    "details": entry.record.details,
-                    "hash": entry.hash.hex(),
-                }
-                for entry in entries
-            ]
-        )
+        print_json([entry.document() for entry in entries])
         return
     rows = [
         [

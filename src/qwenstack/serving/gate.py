@@ -33,7 +33,8 @@ from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.identity import Access, Callers, Identity, refuse_caller
 from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
-from qwenstack.serving.request_log import Outcome, client_label, known_method, log_request
+from qwenstack.serving.request_log import Outcome, client_label, known_method
+from qwenstack.serving.request_notes import RequestNotes
 from qwenstack.serving.traces import NO_TRACES, Arrival, RequestSpan, Traces
 from qwenstack.serving.wire.errors import CLIENT_GONE_STATUS, ErrorAnswer, WriteError, answer_error
 
@@ -285,9 +286,8 @@ class Gate:
         self._rules = GateRules(config)
         self._callers = callers
         self._limiter = limiter
-        self._audit = audit
+        self._notes = RequestNotes(audit, logs_requests=config.log_requests)
         self._limits = body_limits(config)
-        self._logs_requests = config.log_requests
         self._routes = RouteTable(routes)
         self._request_ids = RequestIds()
         self._unmatched = unmatched
@@ -350,7 +350,8 @@ class Gate:
                     duration_s=time.perf_counter() - started_at,
                 )
                 span.finish(outcome)
-                self._note(outcome, identity, request_id)
+                self._metrics.count_http(outcome)
+                self._notes.note(outcome, identity, request_id)
 
     @contextlib.contextmanager
     def _watch(self, arrival: Arrival, access: Access) -> Generator[RequestSpan]:
@@ -358,17 +359,6 @@ class Gate:
         traces = self._traces if access is Access.INFERENCE else NO_TRACES
         with self._metrics.http_in_flight.track_inprogress(), traces.request(arrival) as span:
             yield span
-
-    def _note(self, outcome: Outcome, identity: Identity, request_id: str) -> None:
-        """Tell those who keep count what came of a request."""
-        self._metrics.count_http(outcome)
-        if self._logs_requests:
-            log_request(outcome)
-        if outcome.access is not Access.PUBLIC:
-            subject = f"{outcome.method} {outcome.route}"
-            self._audit.note(
-                identity, subject, status=outcome.status, request_id=request_id, duration_s=outcome.duration_s
-            )
 
     def _foreign_origin(self, head: RequestHead) -> str | None:
         origin = head.headers.get("origin")

@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 
 from sqlalchemy import Connection, Row, RowMapping, delete, func, insert, select, update
@@ -55,6 +55,10 @@ class AuditEntry:
     """Milliseconds since 1970, by the clock of whoever wrote it."""
     record: AuditRecord
     hash: bytes
+
+    def document(self) -> dict[str, object]:
+        """Return it as commands and the administration show it; the hash in hexadecimal."""
+        return {"seq": self.seq, "at_ms": self.at_ms, **asdict(self.record), "hash": self.hash.hex()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from fastapi import Query, Response
 from fastapi.routing import APIRouter
@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from qwenstack.serving.access import AdminRoute
 from qwenstack.serving.rest.endpoint import error_responses, json_response, key_router
-from qwenstack.storage import AuditEntry, AuditLog
+from qwenstack.storage import AuditLog
 
 MAX_PAGE = 1000
 
@@ -74,7 +74,7 @@ def audit_routes(log: AuditLog) -> APIRouter:
             found = await asyncio.to_thread(log.newest, limit + 1, before=after)
         page: EntryList = {
             "object": "list",
-            "data": list(map(write_entry, found[:limit])),
+            "data": [cast("EntryBody", entry.document()) for entry in found[:limit]],
             "has_more": len(found) > limit,
         }
         return json_response(page)
@@ -100,17 +100,3 @@ def audit_routes(log: AuditLog) -> APIRouter:
 
 
 _REFUSED = error_responses(400)
-
-
-def write_entry(entry: AuditEntry) -> EntryBody:
-    """Write an entry as clients read it."""
-    return {
-        "seq": entry.seq,
-        "at_ms": entry.at_ms,
-        "actor": entry.record.actor,
-        "action": entry.record.action,
-        "subject": entry.record.subject,
-        "outcome": entry.record.outcome,
-        "details": entry.record.details,
-        "hash": entry.hash.hex(),
-    }

@@ -29,7 +29,8 @@ from qwenstack.serving.grpc.status import answer_status
 from qwenstack.serving.identity import Access, Callers, Identity, refuse_caller
 from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
-from qwenstack.serving.request_log import Outcome, client_label, log_request
+from qwenstack.serving.request_log import Outcome, client_label
+from qwenstack.serving.request_notes import RequestNotes
 
 REQUEST_ID_NAME = "x-request-id"
 """In trailing metadata: the server's id of the call. From a client: a label for the log, by which nothing is found."""
@@ -105,10 +106,9 @@ class Gate(grpc.GenericRpcHandler):
         self._callers = callers
         self._limiter = limiter
         self._metrics = metrics
-        self._audit = audit
+        self._notes = RequestNotes(audit, logs_requests=config.log_requests)
         self._lifetime = lifetime
         self._message_timeout_s = config.body_timeout_s
-        self._logs_calls = config.log_requests
         self._num_public = 0
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -156,18 +156,8 @@ class Gate(grpc.GenericRpcHandler):
                     status=code.name,
                     duration_s=time.perf_counter() - started_at,
                 )
-                self._note(outcome, identity, request_id)
-
-    def _note(self, outcome: Outcome, identity: Identity, request_id: str) -> None:
-        """Tell those who keep count what came of a call."""
-        self._metrics.count_grpc(outcome)
-        if self._logs_calls:
-            log_request(outcome)
-        if outcome.access is not Access.PUBLIC:
-            subject = f"{outcome.method} {outcome.route}"
-            self._audit.note(
-                identity, subject, status=outcome.status, request_id=request_id, duration_s=outcome.duration_s
-            )
+                self._metrics.count_grpc(outcome)
+                self._notes.note(outcome, identity, request_id)
 
     def _admit(self, head: CallHead, method: Method | None, access: Access, identity: Identity) -> Method:
         """Let a call in, or raise why not; all that a call is charged with belongs here."""
