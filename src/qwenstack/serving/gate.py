@@ -84,6 +84,8 @@ class RequestHead:
     """Lower-case names; those of interest alone."""
     repeated: str | None = None
     """A header that came twice and may not."""
+    has_nul: bool = False
+    """Whether the address holds the sign that no text of a database may hold."""
 
     @classmethod
     def from_scope(cls, scope: Scope) -> RequestHead:
@@ -96,7 +98,13 @@ class RequestHead:
             if name in _SINGLE_HEADERS or name in _LABELS:
                 repeated = name if name in headers and name not in _LABELS else repeated
                 headers[name] = raw_value.decode("latin-1").strip()
-        return cls(method=scope["method"], scheme=scope.get("scheme", "http"), headers=headers, repeated=repeated)
+        return cls(
+            method=scope["method"],
+            scheme=scope.get("scheme", "http"),
+            headers=headers,
+            repeated=repeated,
+            has_nul="\0" in scope["path"] or b"%00" in scope["query_string"],
+        )
 
     @property
     def api_key(self) -> str | None:
@@ -130,7 +138,7 @@ class GateRules:
         refusal = self._judge_place(head, access)
         if refusal is not None:
             return refusal
-        return refuse_caller(identity, access) or self._judge_body(head, form)
+        return refuse_caller(identity, access) or _judge_address(head) or self._judge_body(head, form)
 
     def allows_origin(self, origin: str) -> bool:
         """Tell whether the configuration names a foreign origin."""
@@ -188,6 +196,15 @@ def body_limits(config: ServeConfig) -> Mapping[BodyForm, BodyLimit]:
     plain = BodyLimit(max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
     upload = BodyLimit(max_bytes=config.max_upload_bytes + FORM_OVERHEAD_BYTES, timeout_s=config.upload_timeout_s)
     return {BodyForm.JSON: plain, BodyForm.NONE: plain, BodyForm.UPLOAD: upload}
+
+
+def _judge_address(head: RequestHead) -> HttpError | None:
+    """Refuse what PostgreSQL would: an id with it would be an error of ours there, and be nobody's on SQLite."""
+    if head.has_nul:
+        return HttpError(
+            400, "The address holds a NUL (`%00`); nothing here has one in its name.", code="invalid_value"
+        )
+    return None
 
 
 def body_too_large(limit_bytes: int) -> HttpError:

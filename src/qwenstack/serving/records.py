@@ -18,7 +18,7 @@ from qwenstack.serving.identity import KeyRing
 from qwenstack.serving.lease import holding
 from qwenstack.serving.responses import Responses
 from qwenstack.serving.service import GenerationService
-from qwenstack.storage import Database, ServerLease, StoredBatches, StoredFiles, StoredResponses
+from qwenstack.storage import Database, ServerLease, StoredBatches, StoredFiles, StoredResponses, UsageRecords
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,9 @@ class Records:
             StorageError: the folder of the files cannot be used.
         """
         self._max_response_bytes = config.max_response_bytes
-        self._lease = self._stored_responses = None
+        self._lease = self._stored_responses = self._usage = None
         if database is not None:
+            self._usage = UsageRecords(database)
             self._lease = ServerLease(database, lease_s=config.lease_s)
             self._stored_responses = StoredResponses(database, retention_s=config.retention_days * 86_400)
         self._stored_files = _open_files(config, database)
@@ -111,7 +112,7 @@ class Records:
             await asyncio.wait([task])
 
     def _sweep(self) -> int:
-        num_removed = 0
+        num_removed = 0 if self._usage is None else self._usage.sweep(now_s=time.time())
         if self._stored_responses is not None:
             num_removed += self._stored_responses.sweep(max_tenant_bytes=self._max_response_bytes)
         if self._stored_files is not None:

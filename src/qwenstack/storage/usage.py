@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import ColumnElement, Connection, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qwenstack.storage.database import Database
@@ -97,8 +97,17 @@ class UsageRecords:
         Raises:
             StorageError: the database cannot be read.
         """
-        day = time.strftime("%Y-%m-%d", time.gmtime(now_s - (days - 1) * 86_400))
+        day = _first_of(days, now_s)
         return self._database.read(lambda connection: _read(connection, usage.c.day >= day))
+
+    def sweep(self, *, now_s: float) -> int:
+        """Remove what is older than anybody can ask for; return how many rows that were.
+
+        Raises:
+            StorageError: the database cannot be written to.
+        """
+        is_old = usage.c.day < _first_of(MAX_DAYS, now_s)
+        return self._database.write(lambda connection: connection.execute(delete(usage).where(is_old)).rowcount)
 
     def _add(self, connection: Connection, used: Mapping[UsageKey, Usage]) -> None:
         # In one order, so that two servers that add the same rows wait for each other, not both for ever.
@@ -111,6 +120,11 @@ class UsageRecords:
             statement = self._insert(usage).values(day=key.day, account=key.account, tenant=new.tenant, **counts)
             added = {name: usage.c[name] + statement.excluded[name] for name in counts}
             connection.execute(statement.on_conflict_do_update(index_elements=["day", "account"], set_=added))
+
+
+def _first_of(days: int, now_s: float) -> str:
+    """Return the first of so many days, the last of which is today."""
+    return time.strftime("%Y-%m-%d", time.gmtime(now_s - (days - 1) * 86_400))
 
 
 def _read(connection: Connection, condition: ColumnElement[bool]) -> list[tuple[UsageKey, Usage]]:

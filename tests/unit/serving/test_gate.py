@@ -344,3 +344,30 @@ async def test_websockets_are_closed() -> None:
     scope = {"type": "websocket", "path": "/v1/models", "headers": [], "query_string": b""}
     await create_app(ToyLLM(), ServeConfig())(scope, receive, send)
     assert sent == ["websocket.close"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/v1/files/a%00", "/v1/files?after=%00", "/v1/responses/%00b", "/v1/models/%00"])
+async def test_sec_14_an_address_with_a_nul_is_refused_before_a_database_sees_it(
+    locked: httpx.AsyncClient, path: str
+) -> None:
+    assert (await locked.get(path)).status_code == 401
+    answer = await locked.get(path, headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.status_code == 400
+    assert "%00" in answer.json()["error"]["message"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "hello", "previous_response_id": "resp_\0"}),
+        ("/v1/batches", {"input_file_id": "\0", "endpoint": "/v1/completions", "completion_window": "24h"}),
+    ],
+)
+async def test_sec_14_an_id_with_a_nul_is_refused_before_a_database_sees_it(
+    locked: httpx.AsyncClient, path: str, body: dict[str, str]
+) -> None:
+    answer = await locked.post(path, json=body, headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] in body

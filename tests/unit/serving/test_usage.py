@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from qwenstack.core.errors import StorageError
 from qwenstack.serving.identity import Identity
 from qwenstack.serving.usage import MemoryRecords, UsageLedger, writing
 from qwenstack.storage import Usage, UsageKey, UsageRecords, open_database
+from qwenstack.storage.usage import MAX_DAYS
 
 pytestmark = pytest.mark.anyio
 
@@ -104,3 +106,13 @@ async def test_many_accounts_are_asked_for_and_only_those(tmp_path: Path) -> Non
     asked = {f"a{number}" for number in range(1100)} | {"nobody"}
     assert records.exchange({}, "1970-01-01", asked).keys() == asked - {"nobody"}
     assert len(records.of_day("1970-01-01")) == 1200
+
+
+def test_what_is_older_than_anybody_can_ask_for_is_removed(tmp_path: Path) -> None:
+    records = UsageRecords(open_database(f"sqlite:///{tmp_path / 'q.db'}"))
+    one = Usage(tenant="t", requests=1, prompt_tokens=1, completion_tokens=0)
+    now_s = 1000 * 86_400 + NOON
+    days = [time.strftime("%Y-%m-%d", time.gmtime(now_s - age * 86_400)) for age in (0, MAX_DAYS - 1, MAX_DAYS)]
+    records.exchange({UsageKey(day, "a"): one for day in days}, days[0], ())
+    assert records.sweep(now_s=now_s) == 1
+    assert [key.day for key, _ in records.of_last_days(MAX_DAYS, now_s=now_s)] == days[:2]

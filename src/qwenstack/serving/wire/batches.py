@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from qwenstack.serving.wire.errors import ErrorBody, ErrorDetail
 from qwenstack.serving.wire.responses import Metadata
-from qwenstack.serving.wire.sampling import WireModel
+from qwenstack.serving.wire.sampling import ID_PATTERN, WireModel
 from qwenstack.storage import BatchStatus, StoredBatch
 
 MAX_CUSTOM_ID_CHARS = 512
@@ -20,7 +20,7 @@ MAX_CUSTOM_ID_CHARS = 512
 class BatchRequest(WireModel):
     """A file of requests to be answered when there is time."""
 
-    input_file_id: str = Field(max_length=64)
+    input_file_id: str = Field(max_length=64, pattern=ID_PATTERN)
     """A file with the purpose `batch`: one request in each line."""
     endpoint: str = Field(max_length=64)
     """Where all of them would go to."""

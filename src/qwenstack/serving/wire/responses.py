@@ -15,7 +15,7 @@ from qwenstack.core.sampling_params import MAX_SEED
 from qwenstack.serving.service import DEFAULT_MODEL_NAME, UsageTally
 from qwenstack.serving.wire.chat import FunctionName, JsonObjectFormat, TextFormat
 from qwenstack.serving.wire.response_items import InputItem, InputItems, MessageItem
-from qwenstack.serving.wire.sampling import MAX_TOKENS, WireModel, given
+from qwenstack.serving.wire.sampling import ID_PATTERN, MAX_TOKENS, WireModel, given
 from qwenstack.serving.wire.tools import MAX_TOOLS, schema_grammar, tools_grammar
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -113,7 +113,7 @@ class ResponseRequest(WireModel):
     """A user's message, or the items of a conversation, oldest first."""
     instructions: str | None = None
     """A system message before everything; not kept for later turns."""
-    previous_response_id: str | None = Field(None, max_length=64)
+    previous_response_id: str | None = Field(None, max_length=64, pattern=ID_PATTERN)
     """Go on from this response: what it was asked and what it answered come before `input`."""
     store: bool | None = None
     """Keep the response; true where nothing is said and the server has a database."""

@@ -20,6 +20,8 @@ from qwenstack.core.sampling_params import (
 from qwenstack.serving.service import DEFAULT_MODEL_NAME, UsageTally
 
 MAX_TOKENS = 1 << 30
+ID_PATTERN = r"^[\w-]+$"
+"""Of ids that the server made; a NUL, which no text of PostgreSQL may hold, is not among them."""
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 # Sent as they are under the same name in `SamplingParams`.
