@@ -111,7 +111,7 @@ def save_answer(call: Call[Any], policy: RetryPolicy, path: Path) -> Flow[Path]:
     response = yield from open_answer(call, policy, is_streamed=True)
     outcome = yield Save(response, path)
     if isinstance(outcome, httpx.TransportError):
-        raise connection_failure(outcome) from outcome
+        raise broken_answer(outcome) from outcome
     return path
 
 
@@ -145,6 +145,14 @@ def connection_failure(error: httpx.TransportError) -> ConnectionFailedError:
         return TimedOutError(f"The server did not answer in time ({type(error).__name__}). Give a longer `timeout_s`.")
     text = str(error) or type(error).__name__
     return ConnectionFailedError(f"The connection failed: {text}. Is the server running, and is `base_url` right?")
+
+
+def broken_answer(error: httpx.TransportError | None = None) -> ConnectionFailedError:
+    """Say what happened to an answer that had begun."""
+    if isinstance(error, httpx.TimeoutException):
+        return connection_failure(error)
+    reason = f" ({error})" if error is not None and str(error) else ""
+    return ConnectionFailedError(f"The answer broke off before its end{reason}.")
 
 
 def _may_repeat(call: Call[Any], failure: ClientError, cause: object) -> bool:

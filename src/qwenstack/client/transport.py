@@ -13,7 +13,7 @@ import msgspec
 
 from qwenstack.client.call import Call, Event, StreamCall
 from qwenstack.client.disk import new_file, opened
-from qwenstack.client.errors import ConnectionFailedError, read_error_event
+from qwenstack.client.errors import read_error_event
 from qwenstack.client.event_stream import DONE, EventReader
 from qwenstack.client.retry import (
     Emit,
@@ -24,7 +24,7 @@ from qwenstack.client.retry import (
     Save,
     Source,
     Step,
-    connection_failure,
+    broken_answer,
     exchange,
     open_answer,
 )
@@ -214,7 +214,7 @@ class _Pieces(Generic[Event, Final]):
 
     def _check_end(self) -> None:
         if not (self._is_over or self._collector.is_complete):
-            raise ConnectionFailedError("The stream broke off before its end.")
+            raise broken_answer()
 
 
 class Stream(_Pieces[Event, Final]):
@@ -261,7 +261,7 @@ class Stream(_Pieces[Event, Final]):
             for chunk in self._response.iter_bytes():
                 yield from self._events_in(chunk)
         except httpx.TransportError as error:
-            raise connection_failure(error) from error
+            raise broken_answer(error) from error
         self._check_end()
 
 
@@ -310,5 +310,5 @@ class AsyncStream(_Pieces[Event, Final]):
                 for event in self._events_in(chunk):
                     yield event
         except httpx.TransportError as error:
-            raise connection_failure(error) from error
+            raise broken_answer(error) from error
         self._check_end()

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -219,8 +220,8 @@ def test_what_is_full_for_a_moment_is_asked_again(ask: Ask, llm: ToyLLM) -> None
 
 
 @contextlib.contextmanager
-def silent_server(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
-    """Take connections, send something, and hang up."""
+def silent_server(answer: bytes, *, is_reset: bool = False) -> Iterator[tuple[str, list[bytes]]]:
+    """Take connections, send something, and hang up; with a reset if asked."""
     requests: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         is_over = threading.Event()
@@ -233,6 +234,8 @@ def silent_server(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
                         return
                     requests.append(connection.recv(65_536))
                     connection.sendall(answer)
+                    if is_reset:  # lingering for no time: what is not read yet is of no more interest
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     if not answer:
                         is_over.wait(20)
 
@@ -247,10 +250,12 @@ def silent_server(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
             thread.join(20)
 
 
-def test_a_stream_that_breaks_off_is_an_error_and_not_a_short_answer() -> None:
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_stream_that_breaks_off_is_an_error_and_not_a_short_answer(is_reset: bool) -> None:
     chunk = {"id": "x", "choices": [{"index": 0, "delta": {"content": "half"}}]}
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
-    with silent_server(head + b"data: " + json.dumps(chunk).encode() + b"\n\n") as (url, requests):
+    answer = head + b"data: " + json.dumps(chunk).encode() + b"\n\n"
+    with silent_server(answer, is_reset=is_reset) as (url, requests):
         with Client(url) as client, client.chat.stream(HELLO) as stream:
             texts = stream.texts()
             assert next(texts) == "half"
