@@ -126,7 +126,7 @@ async def serve(options: dict[str, Any]) -> None:
             embedder = ToyEmbedder() if options["engine"] == "toy" else None
             app = create_app(llm, config, database=database, embedder=embedder)
             if options["notes_requests"]:
-                app.add_middleware(Witness, seen=seen)
+                app.gate = Witness(app.gate, seen=seen)
             questions = asyncio.create_task(answer_questions(llm, seen))
             await serve_app(app, config, listener=listener, on_ready=lambda urls: print(urls[0], flush=True))
             questions.cancel()

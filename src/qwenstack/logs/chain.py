@@ -14,9 +14,10 @@ from qwenstack.logs.failure import describe_failure
 from qwenstack.logs.redaction import Redactor
 
 if TYPE_CHECKING:
-    from structlog.typing import EventDict, Processor, WrappedLogger
+    from structlog.typing import EventDict, Processor, ProcessorReturnValue, WrappedLogger
 
 _OUR_LOGGERS = "qwenstack"
+_COMMANDS = "qwenstack.cli."
 _OUTER_LEVEL = logging.WARNING
 """For loggers of others: what they say in ordinary times is about their inside."""
 
@@ -45,7 +46,7 @@ def logging_to(
     root, ours = logging.getLogger(), logging.getLogger(_OUR_LOGGERS)
     before = (root.handlers[:], root.level, ours.level)
     handler = _LineHandler(stream or sys.stderr)
-    handler.setFormatter(_LateFormatter(config, Redactor(secrets), in_colour=handler.stream.isatty()))
+    handler.setFormatter(_LateFormatter(config, Redactor(secrets), on_terminal=handler.stream.isatty()))
     root.handlers[:] = [handler]
     root.setLevel(_OUTER_LEVEL)
     ours.setLevel(config.level.upper())
@@ -66,19 +67,19 @@ class _LineHandler(logging.StreamHandler[TextIO]):
 class _LateFormatter(logging.Formatter):
     """Loads structlog with the first line: an engine that has nothing to say starts 0.1 s earlier without it."""
 
-    def __init__(self, config: LogConfig, redactor: Redactor, *, in_colour: bool) -> None:
+    def __init__(self, config: LogConfig, redactor: Redactor, *, on_terminal: bool) -> None:
         super().__init__()
         self._config = config
         self._redactor = redactor
-        self._in_colour = in_colour
+        self._on_terminal = on_terminal
         self._formatter: logging.Formatter | None = None
 
     def format(self, record: logging.LogRecord) -> str:
-        self._formatter = self._formatter or _build(self._config, self._redactor, in_colour=self._in_colour)
+        self._formatter = self._formatter or _build(self._config, self._redactor, on_terminal=self._on_terminal)
         return self._formatter.format(record)
 
 
-def _build(config: LogConfig, redactor: Redactor, *, in_colour: bool) -> logging.Formatter:
+def _build(config: LogConfig, redactor: Redactor, *, on_terminal: bool) -> logging.Formatter:
     import structlog
 
     render: Processor
@@ -86,8 +87,9 @@ def _build(config: LogConfig, redactor: Redactor, *, in_colour: bool) -> logging
         render = structlog.processors.JSONRenderer(ensure_ascii=False)
     else:
         render = structlog.dev.ConsoleRenderer(
-            colors=in_colour, pad_event_to=0, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+            colors=on_terminal, pad_event_to=0, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
         )
+        render = _speaking(render) if on_terminal else render
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=(
             structlog.stdlib.add_log_level,
@@ -99,6 +101,16 @@ def _build(config: LogConfig, redactor: Redactor, *, in_colour: bool) -> logging
         ),
         processors=(structlog.stdlib.ProcessorFormatter.remove_processors_meta, _Clean(redactor), render),
     )
+
+
+def _speaking(render: Processor) -> Processor:
+    """Write what a command says to the person before the terminal as the sentence that it is."""
+
+    def speak_or_render(logger: WrappedLogger, name: str, event: EventDict) -> ProcessorReturnValue:
+        is_said = event["level"] == "info" and event["logger"].startswith(_COMMANDS)
+        return str(event["event"]) if is_said else render(logger, name, event)
+
+    return speak_or_render
 
 
 def _add_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -10,11 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Response
 from fastapi.routing import APIRouter
-from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope, Send
 
 from qwenstack.core.errors import MissingExtraError
 from qwenstack.core.protocols import AsyncLLM, Embedder
@@ -150,11 +149,28 @@ def create_app(
     return app
 
 
+class GuardedApp(FastAPI):
+    """An application that describes its routes and leaves every request to its gate, which runs them."""
+
+    gate: Gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start and stop what runs beside the requests, or have the gate answer one."""
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+        else:
+            scope["app"] = self
+            await self.gate(scope, receive, send)
+
+
 def bare_app(
-    *, title: str, description: str, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
-) -> FastAPI:
+    *,
+    title: str,
+    description: str,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> GuardedApp:
     """Make an application without routes, and without any that the framework would add."""
-    return FastAPI(
+    return GuardedApp(
         title=title,
         version=API_VERSION,
         description=description,
@@ -167,7 +183,7 @@ def bare_app(
 
 
 def guard(
-    app: FastAPI,
+    app: GuardedApp,
     routers: Iterable[APIRouter],
     *,
     config: ServeConfig,
@@ -185,10 +201,7 @@ def guard(
     app.router.routes.extend(routes)
     app.state.lifetime = parts.backend.lifetime
     app.state.parts = parts
-    for error_type in (HTTPException, RequestValidationError):
-        app.add_exception_handler(error_type, _leave_to_the_gate)
-    app.add_middleware(
-        Gate,
+    app.gate = Gate(
         config=config,
         routes=routes,
         callers=parts.callers,
@@ -245,11 +258,6 @@ def _token_verifier(config: OidcConfig) -> TokenVerifier:
     except ModuleNotFoundError:
         raise MissingExtraError("`oidc.issuer` needs PyJWT: install `qwenstack[oidc]`.") from None
     return TokenVerifier(config, KeySet(config))
-
-
-async def _leave_to_the_gate(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """Switch off the framework's own answer; the gate answers every error."""
-    raise error
 
 
 def openapi_routes(build: Callable[[], object], route_class: type[KeyRoute] = KeyRoute) -> APIRouter:

@@ -1,4 +1,4 @@
-"""The gate before the router: what may come in at all, and what every answer carries.
+"""The gate before the endpoints: what may come in at all, which of them answers, and what every answer carries.
 
 `judge` decides from the request's head alone and does nothing; `Gate` is the thin ASGI shell that acts on it.
 """
@@ -11,10 +11,11 @@ import secrets
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.access import (
@@ -51,6 +52,7 @@ _DEFAULT_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"cache-control", b"no-store"),
 )
 """Added where the answer does not bring its own."""
+_NOTHING_HERE = "There is nothing at this address; the endpoints are in /openapi.json."
 _SINGLE_HEADERS = frozenset(
     {
         "host",
@@ -128,6 +130,8 @@ class GateRules:
         self._takes_any_address = not config.is_loopback
         self._origins = frozenset(origin.lower() for origin in config.allowed_origins)
         self._limits = body_limits(config)
+        # The same few names come with every request; to read an address takes longer than all the rest of a judgement.
+        self._knows_host = lru_cache(maxsize=64)(self._is_name_of_ours)
 
     def judge(
         self, head: RequestHead, access: Access, identity: Identity, form: BodyForm | None = BodyForm.JSON
@@ -160,7 +164,7 @@ class GateRules:
             return HttpError(403, "Pages of other sites may not use this API.", code="origin_not_allowed")
         return None
 
-    def _knows_host(self, host: str) -> bool:
+    def _is_name_of_ours(self, host: str) -> bool:
         name = _strip_port(host)
         if name is None:
             return False
@@ -283,11 +287,10 @@ class RequestIds:
 
 
 class Gate:
-    """ASGI middleware: judges each request, counts its body, and signs each answer."""
+    """Judges each request, counts its body, runs the very route that it judged by, and signs the answer."""
 
     def __init__(
         self,
-        app: ASGIApp,
         *,
         config: ServeConfig,
         routes: Sequence[BaseRoute],
@@ -298,8 +301,7 @@ class Gate:
         unmatched: Access = Access.INFERENCE,
         traces: Traces = NO_TRACES,
     ) -> None:
-        """Guard `app`, whose `routes` declare who may call them; what matches none of them takes `unmatched`."""
-        self._app = app
+        """Guard `routes`, which declare who may call them; what matches none of them takes `unmatched`."""
         self._rules = GateRules(config)
         self._callers = callers
         self._limiter = limiter
@@ -313,9 +315,6 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
             return
@@ -325,7 +324,7 @@ class Gate:
         request_id = self._request_ids.take()
         scope.setdefault("state", {})["request_id"] = request_id
         head = RequestHead.from_scope(scope)
-        route = self._routes.match(scope)
+        route = self._routes.find(scope)
         # What matches no route is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = (declared_access(route) if route else None) or self._unmatched
         identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000, request_id=request_id)
@@ -350,7 +349,9 @@ class Gate:
                 if access is Access.INFERENCE:
                     signed.limits_of = identity
                     self._limiter.take_request(identity)
-                await self._app(scope, _bounded(receive, self._limits[body_form_of(route)]), signed)
+                if route is None:
+                    raise HttpError(404, _NOTHING_HERE, code="not_found")
+                await route.handle(scope, _bounded(receive, self._limits[body_form_of(route)]), signed)
             except Exception as error:  # noqa: BLE001 - nothing that a request causes may stay unanswered
                 answer = answer_error(error, request_id=request_id)
                 if answer.is_our_fault:

@@ -69,6 +69,22 @@ def test_a_text_line_has_the_same_and_no_colours_where_it_is_no_terminal() -> No
     assert "\x1b" not in line
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_to_a_terminal_a_command_speaks_in_sentences_and_all_else_in_lines_of_a_log() -> None:
+    command, stream = logging.getLogger("qwenstack.cli.serve"), Terminal()
+    with logging_to(stream):
+        command.info("Loading %s ...", "a-model\x1b[2J")
+        command.warning("This is odd.")
+        ours.info("loaded")
+    said, warned, logged = stream.getvalue().splitlines()
+    assert said == "Loading a-model\\x1b[2J ..."
+    assert all("Z" in line and "qwenstack." in line for line in (warned, logged))
+
+
 def test_tasks_and_threads_of_a_request_say_so_and_others_do_not() -> None:
     async def both() -> None:
         async def serve(name: str) -> None:

@@ -1,7 +1,8 @@
-"""The gate finds the route that the router will take: else it would ask for the wrong key."""
+"""The gate finds the route that Starlette's own router would take, and the route answers as FastAPI would."""
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from fastapi.routing import APIRoute
 from hypothesis import given
@@ -10,7 +11,7 @@ from starlette.routing import Match
 from toy_llm import ToyLLM
 
 from qwenstack.serving import ServeConfig, create_app
-from qwenstack.serving.access import RouteTable
+from qwenstack.serving.access import DeclaredRoute, RouteTable
 
 ROUTES = [route for route in create_app(ToyLLM(), ServeConfig()).router.routes if isinstance(route, APIRoute)]
 PATHS = st.one_of(
@@ -20,22 +21,51 @@ PATHS = st.one_of(
 )
 
 
-def routed(scope: dict) -> APIRoute | None:
+def routed(scope: dict) -> tuple[APIRoute | None, dict]:
     """Ask every route, in order, as Starlette's router does."""
-    matches = [(route.matches(scope)[0], route) for route in ROUTES]
-    full = [route for match, route in matches if match is Match.FULL]
-    partial = [route for match, route in matches if match is Match.PARTIAL]
-    return (full or partial or [None])[0]
+    matches = [(*route.matches(scope), route) for route in ROUTES]
+    full = [(route, found) for match, found, route in matches if match is Match.FULL]
+    partial = [(route, found) for match, found, route in matches if match is Match.PARTIAL]
+    return (full or partial or [(None, {})])[0]
 
 
 @given(PATHS, st.sampled_from(["GET", "POST", "HEAD", "DELETE", "OPTIONS"]), st.sampled_from(["", "/v1"]))
-def test_sec_13_the_gate_and_the_router_mean_the_same_route(path: str, method: str, root_path: str) -> None:
+def test_sec_13_the_gate_takes_the_route_that_a_search_finds(path: str, method: str, root_path: str) -> None:
     scope = {"type": "http", "path": path, "method": method, "root_path": root_path}
-    assert RouteTable(ROUTES).match(scope) is routed(scope)
+    route, found = routed(scope)
+    expected = {**scope, **found}
+    assert RouteTable(ROUTES).find(scope) is route
+    assert scope == expected
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics\n"])
 def test_sec_13_a_line_feed_at_the_end_does_not_change_what_a_route_takes(path: str) -> None:
-    found = RouteTable(ROUTES).match({"type": "http", "path": path, "method": "GET"})
+    found = RouteTable(ROUTES).find({"type": "http", "path": path, "method": "GET"})
     assert found is not None
     assert found.path == "/metrics"
+
+
+PLAIN = [route for route in ROUTES if isinstance(route, DeclaredRoute) and route.takes_request_alone]
+
+
+def test_an_endpoint_that_reads_more_than_the_request_is_left_to_the_framework() -> None:
+    paths = {route.path for route in PLAIN}
+    assert "/v1/models" in paths
+    assert not paths & {"/v1/models/{model_id:path}", "/v1/chat/completions", "/v1/files"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("route", PLAIN, ids=lambda route: route.path)
+async def test_an_endpoint_that_is_called_at_once_answers_as_through_the_framework(
+    route: DeclaredRoute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(ToyLLM(), ServeConfig())
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        at_once = await client.get(route.path)
+        monkeypatch.setattr(DeclaredRoute, "takes_request_alone", False)
+        through = await client.get(route.path)
+    del at_once.headers["x-request-id"], through.headers["x-request-id"]
+    assert at_once.status_code == through.status_code == 200
+    assert at_once.headers.multi_items() == through.headers.multi_items()
+    assert at_once.content == through.content

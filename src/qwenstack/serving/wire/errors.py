@@ -131,10 +131,6 @@ def _answer_limited(error: RateLimitError) -> ErrorAnswer:
 
 
 def _answer_http_exception(error: HTTPException) -> ErrorAnswer:
-    """Say in our words what the router refuses."""
-    texts = {
-        404: ("There is nothing at this address; the endpoints are in /openapi.json.", "not_found"),
-    }
-    message, code = texts.get(error.status_code, ("The request was refused.", "refused"))
-    detail = error_detail(message, kind="invalid_request_error", code=code)
+    """Say in our words what the framework refuses."""
+    detail = error_detail("The request was refused.", kind="invalid_request_error", code="refused")
     return ErrorAnswer(status=error.status_code, detail=detail, headers=error.headers or {})
