@@ -1,7 +1,7 @@
 """The server under test, as a process: the real application over the engine that was asked for.
 
-`python -m reliability.served OPTIONS` prints its address as soon as it answers. Each line on standard input is a
-question about its inside; the answer is one line of JSON.
+`python -m reliability.served OPTIONS` prints its address as soon as it answers, and behind it the administration's
+where one is asked for. Each line on standard input is a question about its inside; the answer is one line of JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "serving"))
@@ -27,7 +28,15 @@ from toy_llm import ToyLLM
 from qwenstack.core.protocols import AsyncLLM
 from qwenstack.engine import EngineConfig
 from qwenstack.engine.client import EngineClient
-from qwenstack.serving import ServeConfig, create_app, open_socket, serve_app
+from qwenstack.serving import (
+    Door,
+    ServeConfig,
+    admin_config,
+    create_admin_app,
+    create_app,
+    open_socket,
+    serve_app,
+)
 from qwenstack.storage import open_database
 from reliability.clocked_llm import ClockedLLM
 
@@ -116,19 +125,48 @@ async def answer_questions(llm: AsyncLLM, seen: list[dict[str, Any]]) -> None:
         print(json.dumps(await census(llm, seen)), flush=True)
 
 
+def administration_of(app: FastAPI, config: ServeConfig) -> Door:
+    """Make the administration at a free port, which takes connections at once and answers when it serves."""
+    config = admin_config(config, host="127.0.0.1", port=0)
+    return Door(app=create_admin_app(app, config), config=config, listener=open_socket(config))
+
+
+def url_of(door: Door) -> str:
+    """Return where it is reached."""
+    return f"http://127.0.0.1:{door.listener.getsockname()[1]}"
+
+
 async def serve(options: dict[str, Any]) -> None:
     """Serve until a signal."""
-    config = ServeConfig(port=0, **options["server_options"])
+    given: dict[str, Any] = options["server_options"]
+    folder = given.pop("adapters_folder", None)
+    admin_key: str = options["admin_key"]
+    config = ServeConfig(
+        port=0,
+        admin_keys=(admin_key,) if admin_key else (),
+        adapters_folder=None if folder is None else Path(folder),
+        **given,
+    )
     seen: list[dict[str, Any]] = []
     opened = contextlib.closing(open_database(options["database"]))
-    with contextlib.closing(open_socket(config)) as listener, opened as database:
+    with contextlib.closing(open_socket(config)) as listener, opened as database, contextlib.ExitStack() as stack:
         async with engine(options) as llm:
             embedder = ToyEmbedder() if options["engine"] == "toy" else None
             app = create_app(llm, config, database=database, embedder=embedder)
             if options["notes_requests"]:
                 app.gate = Witness(app.gate, seen=seen)
+            administration = administration_of(app, config) if admin_key else None
+            if administration is not None:
+                stack.callback(administration.listener.close)
+            beside = [] if administration is None else [url_of(administration)]
             questions = asyncio.create_task(answer_questions(llm, seen))
-            await serve_app(app, config, listener=listener, on_ready=lambda urls: print(urls[0], flush=True))
+            await serve_app(
+                app,
+                config,
+                listener=listener,
+                on_ready=lambda urls: print(urls[0], *beside, flush=True),
+                administration=administration,
+            )
             questions.cancel()
 
 

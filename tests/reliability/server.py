@@ -10,7 +10,7 @@ import resource
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from qwenstack.storage import ApiKeys, AuditLog, open_database
 TESTS = Path(__file__).parents[1]
 START_TIMEOUT_S = 180
 MOST_DESCRIPTORS = 8192
+ADMIN_KEY = "qsa-the-key-of-the-file-on-this-machine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,14 @@ class Server:
     folder: Path
     """Has the server's database and log."""
     process: asyncio.subprocess.Process
+    admin_port: int | None = None
+    """Where its administration is; None: it has none."""
+
+    @property
+    def administration(self) -> Server:
+        """The same process by its other door, with the key for it, which is in no database and cannot be revoked."""
+        assert self.admin_port is not None
+        return replace(self, port=self.admin_port, keys={"administrator": ADMIN_KEY}, admin_port=None)
 
     @property
     def url(self) -> str:
@@ -80,6 +89,7 @@ async def serving(
     server_options: Mapping[str, Any] | None = None,
     tenants: Sequence[str] = ("a",),
     notes_requests: bool = False,
+    has_administration: bool = False,
 ) -> AsyncGenerator[Server]:
     """Run a server with keys for these tenants, a database and an audit log, until the block ends."""
     allow_many_connections()
@@ -94,14 +104,16 @@ async def serving(
             "server_options": dict(server_options or {}),
             "database": url,
             "notes_requests": notes_requests,
+            "admin_key": ADMIN_KEY if has_administration else "",
         }
         if engine == "tiny":
             options["engine_options"] |= {"model_path": str(write_tiny_gguf(folder / "tiny.gguf", QWEN3_Q8))}
         process = await _start(options, folder)
         try:
-            address = (await asyncio.wait_for(_read_line(process), START_TIMEOUT_S)).removeprefix("http://")
-            host, _, port = address.rpartition(":")
-            yield Server(host=host, port=int(port), keys=keys, folder=folder, process=process)
+            line = await asyncio.wait_for(_read_line(process), START_TIMEOUT_S)
+            hosts, ports = zip(*(url.removeprefix("http://").split(":") for url in line.split()), strict=True)
+            port, admin_port = int(ports[0]), int(ports[1]) if has_administration else None
+            yield Server(host=hosts[0], port=port, keys=keys, folder=folder, process=process, admin_port=admin_port)
         finally:
             await _stop(process)
 

@@ -1,11 +1,15 @@
-"""Our own client of the administration, over both applications of one server."""
+"""Our own clients of the administration, the one that waits and the one that is awaited, over both applications."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from typing import Any, cast
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -13,6 +17,7 @@ from sqlalchemy import text
 from toy_llm import ToyLLM
 
 from qwenstack.client import (
+    AdminClient,
     AsyncAdminClient,
     AsyncClient,
     AuthenticationError,
@@ -24,12 +29,15 @@ from qwenstack.client import (
     RateLimitError,
     RetryPolicy,
 )
+from qwenstack.client.endpoint import Group, ItemsEndpoint
 from qwenstack.serving import ServeConfig, admin_config, create_admin_app, create_app
 from qwenstack.storage import Database, open_database
 
 KEY = "qsa-the-key-of-the-file-on-this-machine"
 AT_ONCE = RetryPolicy(max_retries=0)
 HELLO = [{"role": "user", "content": "你好"}]
+
+Connect = Callable[..., contextlib.AbstractAsyncContextManager[AsyncAdminClient]]
 
 
 @pytest.fixture
@@ -56,10 +64,71 @@ def administration(public: FastAPI, tmp_path: Path) -> FastAPI:
     return create_admin_app(public, admin_config(config, host="127.0.0.1", port=8001))
 
 
+class FromThreads(httpx.BaseTransport):
+    """Carries the requests of a client that waits, in a thread, to an application on this loop."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._inner = httpx.ASGITransport(app)
+        self._loop = asyncio.get_running_loop()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return asyncio.run_coroutine_threadsafe(self._ask(request), self._loop).result(60)
+
+    async def _ask(self, request: httpx.Request) -> httpx.Response:
+        answer = await self._inner.handle_async_request(request)
+        return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
+
+
+class InThreads:
+    """A client that waits, with the methods of the one that is awaited."""
+
+    def __init__(self, client: AdminClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> GroupInThreads:
+        return GroupInThreads(getattr(self._client, name))
+
+
+class GroupInThreads:
+    """A group of its calls: each runs in a thread."""
+
+    def __init__(self, group: Group[Any]) -> None:
+        self._group = group
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._group, name)
+
+        async def call(*args: Any, **options: Any) -> Any:
+            return await anyio.to_thread.run_sync(lambda: method(*args, **options))
+
+        async def iterate(*args: Any, **options: Any) -> AsyncGenerator[Any]:
+            for item in await anyio.to_thread.run_sync(lambda: list(method(*args, **options))):
+                yield item
+
+        return iterate if isinstance(vars(type(self._group))[name], ItemsEndpoint) else call
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request: pytest.FixtureRequest, administration: FastAPI) -> Connect:
+    """Open a client of either kind: `async with connect(api_key="qs-…") as admin`."""
+
+    @contextlib.asynccontextmanager
+    async def open_client(**options: Any) -> AsyncGenerator[AsyncAdminClient]:
+        options = {"retries": AT_ONCE} | options
+        if request.param == "sync":
+            with AdminClient(transport=FromThreads(administration), **options) as waiting:
+                yield cast("AsyncAdminClient", InThreads(waiting))
+        else:
+            async with AsyncAdminClient(transport=httpx.ASGITransport(administration), **options) as awaited:
+                yield awaited
+
+    return open_client
+
+
 @pytest.fixture
-async def admin(administration: FastAPI, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[AsyncAdminClient]:
+async def admin(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[AsyncAdminClient]:
     monkeypatch.setenv("QWENSTACK_ADMIN_KEY", KEY)
-    async with AsyncAdminClient(transport=httpx.ASGITransport(administration), retries=AT_ONCE) as admin:
+    async with connect() as admin:
         yield admin
 
 
@@ -177,14 +246,28 @@ async def test_the_log_is_read_over_pages_and_a_change_in_it_is_found(
 
 
 @pytest.mark.anyio
-async def test_neither_key_opens_the_other_door(
-    administration: FastAPI, public: FastAPI, admin: AsyncAdminClient
-) -> None:
+async def test_neither_key_opens_the_other_door(connect: Connect, public: FastAPI, admin: AsyncAdminClient) -> None:
     made = await admin.keys.create("ci")
-    carrier = httpx.ASGITransport(administration)
-    async with AsyncAdminClient(api_key=made.key, transport=carrier, retries=AT_ONCE) as intruder:
+    async with connect(api_key=made.key) as intruder:
         with pytest.raises(PermissionDeniedError):
             await intruder.usage.retrieve()
     async with caller(public, KEY) as client:
         with pytest.raises(PermissionDeniedError):
             await client.chat.create(HELLO)
+
+
+@pytest.mark.anyio
+async def test_every_call_of_the_client_that_waits_is_one_of_the_other(connect: Connect) -> None:
+    async with connect(api_key=KEY) as admin:
+        client = getattr(admin, "_client", admin)
+        groups = {name: group for name, group in vars(client).items() if isinstance(group, Group)}
+        assert groups.keys() == {"keys", "usage", "adapters", "audit"}
+        calls = {
+            name: [call for call in vars(type(group)) if not call.startswith("_")] for name, group in groups.items()
+        }
+    assert calls == {
+        "keys": ["create", "list", "retrieve", "limit", "revoke"],
+        "usage": ["retrieve"],
+        "adapters": ["list", "load", "unload"],
+        "audit": ["list", "verify"],
+    }

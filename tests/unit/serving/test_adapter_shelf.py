@@ -188,6 +188,29 @@ async def test_vllm_s_addresses_do_the_same(admin: httpx.AsyncClient, llm: ToyLL
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("address", "body", "status", "param"),
+    [
+        ("/v1/load_lora_adapter", {"lora_name": "", "lora_path": "legal"}, 400, "lora_name"),
+        ("/v1/load_lora_adapter", {"lora_name": "default", "lora_path": "legal"}, 409, "lora_name"),
+        ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "../x"}, 400, "lora_path"),
+        ("/v1/unload_lora_adapter", {"lora_name": "x"}, 404, "lora_name"),
+    ],
+)
+async def test_what_vllm_s_addresses_refuse_is_described_as_it_comes(
+    admin: httpx.AsyncClient, address: str, body: dict[str, str], status: int, param: str
+) -> None:
+    answer = await admin.post(address, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+    described = (await admin.get("/openapi.json")).json()["paths"][address]["post"]["responses"]
+    assert described["200"]["content"] == {"text/plain": {"schema": {"type": "string"}}}
+    kind = answer.headers["content-type"]
+    assert [list(each["content"]) for code, each in described.items() if code != "200"] == [[kind]] * (
+        len(described) - 1
+    )
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("name", ["", ".legal", "-x", "a b", "a/b", "../a", "a:b", "名", "a" * 65, "legal\n"])
 async def test_sec_11_names_are_labels(admin: httpx.AsyncClient, llm: ToyLLM, name: str) -> None:
     answer = await admin.post(LOAD, json={"name": name, "path": "legal"})

@@ -36,7 +36,8 @@ class CheckerProcess:
             return
         environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "qwenstack.engine.grammar.checker"],
+            # -P: a `numpy.py` in the user's current folder, which may be a strange checkpoint's, is not numpy.
+            [sys.executable, "-P", "-m", "qwenstack.engine.grammar.checker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from dataclasses import asdict
 from typing import Literal
 
@@ -13,6 +15,7 @@ from typing_extensions import TypedDict
 from qwenstack.core.protocols import AdapterInfo
 from qwenstack.serving.access import AdminRoute
 from qwenstack.serving.admin.adapter_shelf import AdapterShelf
+from qwenstack.serving.errors import HttpError
 from qwenstack.serving.rest.endpoint import Responses, error_responses, identity_of, json_response, key_router
 from qwenstack.serving.wire.errors import ErrorBody
 from qwenstack.serving.wire.sampling import WireModel
@@ -103,27 +106,48 @@ def adapter_routes(shelf: AdapterShelf) -> APIRouter:
         body: AdapterDeleted = {"object": "adapter.deleted", "name": name, "deleted": True}
         return json_response(body)
 
-    @router.post("/v1/load_lora_adapter", summary="Load an adapter, as vLLM", response_class=_TEXT, responses=_LOADING)
+    @router.post(
+        "/v1/load_lora_adapter",
+        summary="Load an adapter, as vLLM",
+        response_class=Response,
+        responses=_TEXT | _LOADING,
+    )
     async def load_lora_adapter(body: LoadLoraRequest, request: Request) -> Response:
         """Do what `POST /admin/v1/adapters` does."""
         actor = identity_of(request).actor
-        await shelf.load(body.lora_name, body.lora_path, may_replace=body.load_inplace, actor=actor)
-        return _TEXT(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+        with _refusals_in_vllms_words():
+            await shelf.load(body.lora_name, body.lora_path, may_replace=body.load_inplace, actor=actor)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @router.post(
-        "/v1/unload_lora_adapter", summary="Unload an adapter, as vLLM", response_class=_TEXT, responses=_NOT_FOUND
+        "/v1/unload_lora_adapter",
+        summary="Unload an adapter, as vLLM",
+        response_class=Response,
+        responses=_TEXT | _NOT_FOUND,
     )
     async def unload_lora_adapter(body: UnloadLoraRequest, request: Request) -> Response:
         """Do what `DELETE /admin/v1/adapters/{name}` does."""
-        await shelf.unload(body.lora_name, actor=identity_of(request).actor)
-        return _TEXT(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+        with _refusals_in_vllms_words():
+            await shelf.unload(body.lora_name, actor=identity_of(request).actor)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     return router
 
 
-_TEXT = PlainTextResponse
+# Not by `response_class`, which would describe the refusals as text, too.
+_TEXT: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 _NOT_FOUND: Responses = {404: {"model": ErrorBody, "description": "There is no such adapter."}}
 _LOADING = error_responses(400, 409, 503)
+
+
+@contextlib.contextmanager
+def _refusals_in_vllms_words() -> Generator[None]:
+    """Name the field of a refused request as vLLM's clients wrote it."""
+    try:
+        yield
+    except HttpError as error:
+        error.param = {"name": "lora_name", "path": "lora_path"}.get(error.param or "", error.param)
+        raise
 
 
 def write_adapter_info(info: AdapterInfo) -> AdapterBody:
