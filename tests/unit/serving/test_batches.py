@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 from openai.types import Batch
 from sqlalchemy import update
+from toy_embedder import ToyEmbedder
 from toy_llm import FULL, ToyLLM
 
 from qwenstack.core.errors import EngineError, RequestError
@@ -246,6 +247,24 @@ async def test_a_batch_tells_what_its_answers_took(ask: AsyncOpenAI) -> None:
         assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens
         assert batch.usage.input_tokens_details.cached_tokens == 2 * 3  # of each prompt, as the toy says
         assert batch.usage.output_tokens_details.reasoning_tokens == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("form", ["float", "base64"])
+async def test_lines_of_vectors_are_what_a_request_gets_and_are_counted(
+    llm: ToyLLM, config: ServeConfig, database: Database, form: str
+) -> None:
+    app = create_app(llm, config, database=database, embedder=ToyEmbedder())
+    async with app.router.lifespan_context(app):
+        ask = official(app, "any")
+        body = {"input": ["abc", "h"], "encoding_format": form}
+        direct: Any = await ask.post("/embeddings", cast_to=object, body=body)
+        line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": body}
+        batch = await ended(ask, await begin(ask, [line], endpoint="/v1/embeddings"))
+        (answer,) = await lines_of(ask, batch.output_file_id)
+    assert answer["response"]["body"] == direct
+    assert batch.usage is not None
+    assert (batch.usage.input_tokens, batch.usage.output_tokens) == (4, 0)
 
 
 @pytest.mark.anyio
