@@ -313,6 +313,19 @@ async def test_ollamas_wire_gives_the_same_vectors(client: httpx.AsyncClient) ->
     assert one["embedding"] == answer["embeddings"][0]
 
 
+async def test_ollamas_wire_describes_the_model(client: httpx.AsyncClient, embedder: ToyEmbedder) -> None:
+    names = [model["name"] for model in (await client.get("/api/tags")).json()["models"]]
+    assert names == ["toy/echo", CARD.id]
+    shown = (await client.post("/api/show", json={"model": f"{CARD.id}:latest"})).json()
+    assert shown["capabilities"] == ["embedding"]
+    assert shown["model_info"] == {"general.basename": CARD.id, "general.parameter_count": 8}
+    assert "template" not in shown
+    for loaded in ([], [CARD.id]):
+        running = [model["name"] for model in (await client.get("/api/ps")).json()["models"]]
+        assert running == ["toy/echo", *loaded]
+        await client.post("/api/embed", json={"model": "default", "input": "a"})
+
+
 async def test_ollamas_wire_says_that_the_model_is_there_where_nothing_is_asked(client: httpx.AsyncClient) -> None:
     assert (await client.post("/api/embed", json={"model": "default"})).json()["embeddings"] == []
     assert (await client.post("/api/embeddings", json={"model": "default"})).json() == {"embedding": []}
