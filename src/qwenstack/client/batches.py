@@ -35,6 +35,28 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
 
 
+class BatchInputDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the tokens of a batch's requests came from."""
+
+    cached_tokens: int = 0
+
+
+class BatchOutputDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """What the tokens of a batch's answers were spent on."""
+
+    reasoning_tokens: int = 0
+
+
+class BatchUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Counted tokens of what a batch has answered."""
+
+    input_tokens: int = 0
+    input_tokens_details: BatchInputDetails | None = None
+    output_tokens: int = 0
+    output_tokens_details: BatchOutputDetails | None = None
+    total_tokens: int = 0
+
+
 class LineError(msgspec.Struct, kw_only=True):
     """What is wrong with an input file."""
 
@@ -66,6 +88,8 @@ class Batch(msgspec.Struct, kw_only=True):
     errors: LineErrors | None = None
     """Why it failed as a whole."""
     request_counts: RequestCounts = RequestCounts()
+    usage: BatchUsage | None = None
+    """What was answered until now took so much; None: the server did not count."""
     created_at: int = 0
     expires_at: int | None = None
     completed_at: int | None = None

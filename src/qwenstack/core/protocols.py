@@ -16,6 +16,27 @@ from qwenstack.core.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What a model is made of."""
+
+    architecture: str
+    """The family, by the name that GGUF files have for it, such as `qwen3moe`."""
+    file_format: str
+    """Of its files, such as `gguf`."""
+    size_bytes: int
+    """Of its weights as they were read."""
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    num_experts: int | None = None
+    """None: no mixture of experts."""
+    num_experts_per_tok: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """What a client may know of the model that is served."""
 
@@ -30,6 +51,16 @@ class ModelCard:
     num_parameters: int
     weight_format: str
     """The prevailing storage type of the weights, such as `Q5_0`."""
+    shape: ModelShape | None = None
+    """None: it is not known."""
+    chat_template: str | None = None
+    """Jinja source; None: the model takes no conversations."""
+    takes_tools: bool = False
+    """Whether its template says how tools are called."""
+    thinks: bool = False
+    """Whether its template marks thinking."""
+    fills_gaps: bool = False
+    """Whether it has marks for a gap in a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +236,8 @@ class EmbedderCard:
     num_parameters: int
     weight_format: str
     """The prevailing storage type of the weights, such as `Q4_0`."""
+    shape: ModelShape | None = None
+    """None: it is not known."""
 
 
 class Embedder(Protocol):
@@ -213,6 +246,11 @@ class Embedder(Protocol):
     @property
     def card(self) -> EmbedderCard:
         """What is served."""
+        ...
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory; one that is not is loaded with the next request."""
         ...
 
     async def prepare(

@@ -18,6 +18,7 @@ from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.loading import (
     PACKING_OVERHEAD,
     WORKING_BYTES,
+    describe_shape,
     kernels_for,
     kv_dtype_of,
     load_tokenizer,
@@ -161,6 +162,7 @@ def describe_embedder(config: EngineConfig) -> EmbedderDescription:
             takes_token_ids=True,
             num_parameters=model_config.num_parameters,
             weight_format=reader.prevailing_type.name,
+            shape=describe_shape(model_config, checkpoint, reader),
         ),
         vocab_size=model_config.vocab_size,
     )

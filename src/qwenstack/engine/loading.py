@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwenstack.core.errors import CapacityError, ConfigError, ModelFormatError, RequestError
-from qwenstack.core.protocols import ModelCard
+from qwenstack.core.protocols import ModelCard, ModelShape
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.core.weight_type import WeightType
 from qwenstack.engine.adapters import AdapterSet
@@ -115,6 +115,11 @@ def load_model(
             vocab_size=min(tokenizer.vocab_size, model_config.vocab_size),
             num_parameters=model_config.num_parameters,
             weight_format=reader.prevailing_type.name,
+            shape=describe_shape(model_config, checkpoint, reader),
+            chat_template=tokenizer.chat_template_source,
+            takes_tools=tokenizer.chat_markers.tool_call is not None,
+            thinks=tokenizer.chat_markers.thinking is not None,
+            fills_gaps=tokenizer.fills_gaps,
         ),
         decoder=decoder,
         weight_bytes=reader.num_bytes,
@@ -122,6 +127,24 @@ def load_model(
         tokenizer=tokenizer,
         precision=precision,
         adapters=adapters,
+    )
+
+
+def describe_shape(model_config: ModelConfig, checkpoint: Checkpoint, reader: WeightReader) -> ModelShape:
+    """Say what a model is made of."""
+    experts = model_config.experts
+    return ModelShape(
+        architecture=model_config.gguf_architecture,
+        file_format=checkpoint.format,
+        size_bytes=reader.num_bytes,
+        hidden_size=model_config.hidden_size,
+        intermediate_size=model_config.intermediate_size,
+        num_hidden_layers=model_config.num_hidden_layers,
+        num_attention_heads=model_config.num_attention_heads,
+        num_key_value_heads=model_config.num_key_value_heads,
+        head_dim=model_config.head_dim,
+        num_experts=None if experts is None else experts.num_experts,
+        num_experts_per_tok=None if experts is None else experts.num_experts_per_tok,
     )
 
 

@@ -155,6 +155,11 @@ class ModelConfig:
         return replace(self, rope_scaling=scaling)
 
     @property
+    def gguf_architecture(self) -> str:
+        """What GGUF files call the family."""
+        return next(name for name, kind in _GGUF_ARCHITECTURES.items() if kind == self.model_type)
+
+    @property
     def attention_scale(self) -> float:
         """What products of queries and keys are multiplied by."""
         return self.head_dim**-0.5

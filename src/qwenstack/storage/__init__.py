@@ -9,7 +9,7 @@ HTTP or of models.
 from qwenstack.storage.api_keys import ApiKey, ApiKeys, KeySnapshot, NewKey, is_tenant_name
 from qwenstack.storage.audit import AuditEntry, AuditLog, AuditRecord, Verification
 from qwenstack.storage.backup import back_up, restore
-from qwenstack.storage.batches import BatchStatus, StoredBatch, StoredBatches
+from qwenstack.storage.batches import NO_TOKENS, BatchStatus, BatchTokens, StoredBatch, StoredBatches
 from qwenstack.storage.content_folder import Draft
 from qwenstack.storage.database import Database, open_database
 from qwenstack.storage.files import FileInUseError, StoredFile, StoredFiles
@@ -18,12 +18,14 @@ from qwenstack.storage.servers import ServerLease
 from qwenstack.storage.usage import Usage, UsageKey, UsageRecords
 
 __all__ = [
+    "NO_TOKENS",
     "ApiKey",
     "ApiKeys",
     "AuditEntry",
     "AuditLog",
     "AuditRecord",
     "BatchStatus",
+    "BatchTokens",
     "Database",
     "Draft",
     "FileInUseError",

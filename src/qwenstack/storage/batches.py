@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, or_, select, tuple_, update
@@ -27,6 +27,21 @@ MOST_UNFINISHED = 32
 """Batches of one tenant that wait or run."""
 _PAGE_CHARS = 4 << 20
 """Answers read at a time, and one more: that of many embeddings has 16 million characters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTokens:
+    """How many tokens answers took."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of the input that were not computed again."""
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Those of the output that were thinking."""
+
+
+NO_TOKENS = BatchTokens()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +70,10 @@ class StoredBatch:
     error_file_id: str | None = None
     owner: str | None = None
     """The server that runs it."""
+    not_before_ms: int | None = None
+    """When it may be run again; None: it never had to wait."""
+    tokens: BatchTokens | None = NO_TOKENS
+    """What its answers took; None: they were not counted."""
 
 
 class StoredBatches:
@@ -119,7 +138,10 @@ class StoredBatches:
     def claim(
         self, owner: str, *, running: Collection[str] = (), busy_tenants: Collection[str] = ()
     ) -> StoredBatch | None:
-        """Take the oldest batch that nobody alive runs; None where there is none.
+        """Take the batch whose turn it is of those that nobody alive runs and that need not wait; None: there is none.
+
+        The oldest comes first. One that had to wait has the age of the time when its wait was over, so that those who
+        come back again and again pass nobody by.
 
         Args:
             owner: the server that takes it.
@@ -133,7 +155,9 @@ class StoredBatches:
         is_free = or_(batches.c.owner.is_(None), batches.c.owner == owner, ~is_alive(batches.c.owner, now_ms))
         is_wanted = batches.c.status.in_(UNFINISHED) & batches.c.id.not_in(running)
         is_wanted &= batches.c.tenant.not_in(busy_tenants)
-        query = select(batches).where(is_wanted, is_free).order_by(batches.c.created_at_ms, batches.c.id).limit(1)
+        since_ms = func.coalesce(batches.c.not_before_ms, batches.c.created_at_ms)
+        is_due = or_(batches.c.not_before_ms.is_(None), batches.c.not_before_ms <= now_ms)
+        query = select(batches).where(is_wanted, is_free, is_due).order_by(since_ms, batches.c.id).limit(1)
         if self._database.read(lambda connection: connection.execute(query).first()) is None:
             return None  # most looks find nothing, and those who only look keep nobody waiting
 
@@ -155,6 +179,16 @@ class StoredBatches:
         own = (batches.c.owner == owner) & batches.c.status.in_(UNFINISHED)
         self._database.write(lambda connection: connection.execute(update(batches).where(own).values(owner=None)))
 
+    def put_off(self, batch_id: str, owner: str, *, until_ms: int) -> bool:
+        """Leave a batch to whoever is there at a time; False where it is not in progress, or another server's.
+
+        Raises:
+            StorageError: the database cannot be written to.
+        """
+        is_own = (batches.c.id == batch_id) & (batches.c.owner == owner) & (batches.c.status == "in_progress")
+        changes = update(batches).where(is_own).values(owner=None, not_before_ms=until_ms)
+        return self._database.write(lambda connection: connection.execute(changes).rowcount > 0)
+
     def advance(self, batch_id: str, owner: str, *, since: BatchStatus, to: BatchStatus, **changes: int) -> bool:
         """Let a batch go from one status to the next; False where it is in another, or another server's.
 
@@ -165,7 +199,7 @@ class StoredBatches:
         return self._database.write(lambda connection: self._move(connection, is_own, to, changes))
 
     def cancel(self, batch_id: str, *, tenant: str) -> StoredBatch | None:
-        """Have a tenant's batch stopped, if it is not finished; return it, None where there is none.
+        """Have a tenant's batch stopped at once, if it is not finished; return it, None where there is none.
 
         Raises:
             StorageError: the database cannot be written to.
@@ -174,7 +208,7 @@ class StoredBatches:
         is_running &= batches.c.tenant == tenant
 
         def write(connection: Connection) -> StoredBatch | None:
-            self._move(connection, is_running, "cancelling", {})
+            self._move(connection, is_running, "cancelling", {"not_before_ms": None})
             return _find(connection, batch_id, tenant)
 
         return self._database.write(write)
@@ -189,17 +223,21 @@ class StoredBatches:
         query = select(batches.c.id).where(is_own)
         return self._database.read(lambda connection: connection.execute(query).first() is not None)
 
-    def answer(self, batch_id: str, owner: str, *, number: int, line: str, is_error: bool) -> bool:
-        """Keep the answer to a line, once; False where the batch is not in progress or not this server's.
+    def answer(
+        self, batch_id: str, owner: str, *, number: int, line: str, is_error: bool, tokens: BatchTokens = NO_TOKENS
+    ) -> bool:
+        """Keep the answer to a line and what it took, once; False where the batch does not go on, or another runs it.
 
         Raises:
             StorageError: the database cannot be written to, or the line has an answer.
         """
         is_own = (batches.c.id == batch_id) & (batches.c.owner == owner) & (batches.c.status == "in_progress")
         count = batches.c.num_failed if is_error else batches.c.num_completed
+        sums = {batches.c[name]: batches.c[name] + number for name, number in asdict(tokens).items()}
+        counting = update(batches).where(is_own).values({count: count + 1, **sums})
 
         def write(connection: Connection) -> bool:
-            if connection.execute(update(batches).where(is_own).values({count: count + 1})).rowcount == 0:
+            if connection.execute(counting).rowcount == 0:
                 return False
             row = {"batch_id": batch_id, "number": number, "is_error": is_error, "line": line}
             connection.execute(insert(batch_answers).values(**row))
@@ -328,9 +366,14 @@ def _read_page(connection: Connection, query: Select[int, str]) -> list[tuple[in
 
 def _row_of(batch: StoredBatch) -> dict[str, object]:
     row: dict[str, object] = {name: getattr(batch, name) for name in StoredBatch.__dataclass_fields__}
-    return row | {"times": json.dumps(dict(batch.times))}
+    tokens = {} if batch.tokens is None else asdict(batch.tokens)
+    del row["tokens"]
+    return row | tokens | {"times": json.dumps(dict(batch.times))}
 
 
 def _batch_of(row: Row[tuple[object, ...]]) -> StoredBatch:
-    fields = {name: getattr(row, name) for name in StoredBatch.__dataclass_fields__}
-    return StoredBatch(**{**fields, "times": json.loads(row.times)})
+    fields = {name: getattr(row, name) for name in StoredBatch.__dataclass_fields__ if name != "tokens"}
+    counts = {name: getattr(row, name) for name in BatchTokens.__dataclass_fields__}
+    tokens = None if None in counts.values() else BatchTokens(**counts)
+    fields["times"] = json.loads(row.times)
+    return StoredBatch(**fields, tokens=tokens)

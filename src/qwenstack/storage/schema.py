@@ -128,6 +128,11 @@ batches = Table(
     Column("output_file_id", String(64)),
     Column("error_file_id", String(64)),
     Column("owner", String(32)),  # the server that runs it
+    Column("not_before_ms", BigInteger),  # when it may be run again; null: it never had to wait
+    Column("input_tokens", BigInteger),  # of what was answered, as the next three; null: not counted
+    Column("cached_tokens", BigInteger),
+    Column("output_tokens", BigInteger),
+    Column("reasoning_tokens", BigInteger),
     Index("batches_by_tenant", "tenant", "created_at_ms"),
 )
 

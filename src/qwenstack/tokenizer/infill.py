@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from qwenstack.core.errors import RequestError
 from qwenstack.core.infill import Gap, InfillPrompt
 
-_GAP_MARKS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+GAP_MARKS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 _FILE_MARKS = ("<|repo_name|>", "<|file_sep|>")
 _PADDING = "<|fim_pad|>"
 _REPOSITORY, _FILE = "project", "file"
@@ -40,8 +40,8 @@ class InfillWriter:
         Raises:
             RequestError: the model has no marks for gaps, or there is no place for its marks.
         """
-        before, between, end = (self._mark(name) for name in _GAP_MARKS)
-        room = max_tokens - len(_GAP_MARKS)
+        before, between, end = (self._mark(name) for name in GAP_MARKS)
+        room = max_tokens - len(GAP_MARKS)
         if room < 1:
             raise RequestError("There is no place for a prompt; ask for fewer tokens.", code="context_length_exceeded")
         prefix, suffix = self.encode(gap.prefix), self.encode(gap.suffix)
@@ -87,7 +87,7 @@ class InfillWriter:
         return token_id
 
     def _stop_ids(self) -> list[int]:
-        ids = (self.id_of_mark(name) for name in (*_GAP_MARKS, _PADDING, *_FILE_MARKS))
+        ids = (self.id_of_mark(name) for name in (*GAP_MARKS, _PADDING, *_FILE_MARKS))
         return [token_id for token_id in ids if token_id is not None]
 
 

@@ -20,7 +20,7 @@ from qwenstack.tokenizer.chat_markers import ChatMarkers, read_chat_markers
 from qwenstack.tokenizer.chat_messages import chat_variables
 from qwenstack.tokenizer.chat_template import ChatTemplate
 from qwenstack.tokenizer.encoder import Encoder, check_is_unicode
-from qwenstack.tokenizer.infill import InfillWriter
+from qwenstack.tokenizer.infill import GAP_MARKS, InfillWriter
 from qwenstack.tokenizer.literal_guard import LiteralGuard, unmark
 from qwenstack.tokenizer.tokenizer_parts import TokenizerParts, parts_from_gguf, parts_from_hf
 
@@ -77,6 +77,16 @@ class Tokenizer:
             RequestError: the model has no template.
         """
         return "tools" in self._chat_template.names
+
+    @property
+    def chat_template_source(self) -> str | None:
+        """The model's template as it was written; None where it has none."""
+        return self._parts.chat_template
+
+    @property
+    def fills_gaps(self) -> bool:
+        """Whether the model has marks for gaps."""
+        return all(self.id_of_added(mark) is not None for mark in GAP_MARKS)
 
     def encode(self, text: str, *, parse_special: bool = False, param: str = "prompt") -> list[int]:
         """Turn text into ids.

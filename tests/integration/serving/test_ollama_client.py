@@ -11,8 +11,6 @@ import ollama
 import pytest
 from toy_llm import FULL, ToyLLM
 
-import qwenstack
-
 USER: Any = [{"role": "user", "content": "用中文说你好"}]
 ECHO = "echo: [user] 用中文说你好"
 
@@ -37,13 +35,73 @@ def client(url: str) -> Iterator[ollama.Client]:
 
 def test_models_are_listed(client: ollama.Client) -> None:
     (model,) = client.list().models
-    assert model.model == "toy/echo"
+    assert (model.model, model.size) == ("toy/echo", 4)
     assert model.details is not None
-    assert model.details.quantization_level == "F32"
+    assert (model.details.format, model.details.quantization_level) == ("safetensors", "F32")
 
 
-def test_the_version_is_told(url: str) -> None:
-    assert httpx.get(f"{url}/api/version").json() == {"version": qwenstack.__version__}
+@pytest.mark.parametrize("name", ["default", "toy/echo", "toy/echo:latest"])
+def test_a_model_is_described(client: ollama.Client, name: str) -> None:
+    shown = client.show(name)
+    assert shown.capabilities == ["completion", "tools", "insert"]
+    assert shown.details is not None
+    assert (shown.details.family, shown.details.families, shown.details.parent_model) == ("qwen3", ["qwen3"], "")
+    assert shown.modelinfo is not None
+    assert shown.modelinfo["general.architecture"] == "qwen3"
+    assert shown.modelinfo["general.basename"] == "toy/echo"
+    assert shown.modelinfo["qwen3.context_length"] == 512
+    assert shown.modelinfo["qwen3.attention.head_count_kv"] == 5
+    assert "qwen3.expert_count" not in shown.modelinfo
+    assert shown.template == "{{ messages }}"
+    assert shown.modelfile is not None
+    assert shown.modelfile.startswith("FROM toy/echo\nPARAMETER num_ctx 512")
+    assert shown.parameters is not None
+    parameters = dict(line.split() for line in shown.parameters.splitlines())
+    assert parameters["num_ctx"] == "512"
+    assert float(parameters["temperature"]) == 1.0
+    assert shown.modified_at is not None
+    assert shown.modified_at.timestamp() == 1_700_000_000
+
+
+def test_an_adapter_is_described_as_its_models_child(client: ollama.Client, llm: ToyLLM) -> None:
+    llm.adapters = ("pirate",)
+    shown = client.show("pirate")
+    assert shown.details is not None
+    assert shown.details.parent_model == "toy/echo"
+    assert [model.model for model in client.list().models] == ["toy/echo", "pirate"]
+    assert [model.model for model in client.ps().models] == ["toy/echo", "pirate"]
+
+
+def test_a_model_that_is_not_there_is_not_found(client: ollama.Client, url: str) -> None:
+    with pytest.raises(ollama.ResponseError, match=r"^The model 'llama3' is not served here") as missing:
+        client.show("llama3")
+    assert missing.value.status_code == 404
+    assert httpx.post(f"{url}/api/show", json={"name": "default"}).status_code == 200
+    refused = httpx.post(f"{url}/api/show", json={})
+    assert (refused.status_code, refused.json()) == (400, {"error": "`model` is missing."})
+
+
+def test_what_is_in_memory_is_told(client: ollama.Client) -> None:
+    (model,) = client.ps().models
+    assert (model.model, model.size, model.size_vram, model.context_length) == ("toy/echo", 4, 0, 512)
+    assert model.expires_at is not None
+    assert model.expires_at.year > 2200
+
+
+def test_a_gap_is_filled(client: ollama.Client, llm: ToyLLM) -> None:
+    assert client.generate("default", "a = ", suffix="\nb").response == "echo: b[middle]"
+    assert bytes(llm.prompts[-1]) == b"[prefix]a = [suffix]\nb[middle]"
+    assert (llm.seen[-1].output_format, llm.seen[-1].stop_token_ids) == ("text", [0])
+    assert client.generate("default", suffix="b", options={"num_predict": 1}).done_reason == "length"
+    for fields in ({"system": "x"}, {"raw": True}, {"format": "json"}):
+        wrong: Any = fields
+        with pytest.raises(ollama.ResponseError, match="`suffix`"):
+            client.generate("default", "a", suffix="b", **wrong)
+
+
+def test_the_version_is_one_that_editors_take(url: str) -> None:
+    version = httpx.get(f"{url}/api/version").json()["version"]
+    assert tuple(int(part) for part in version.split(".")) >= (0, 6, 4)
 
 
 @pytest.mark.parametrize("name", ["default", "toy/echo", "toy/echo:latest"])

@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
+from support.tiny_gguf import QWEN3_Q8, write_tiny_gguf
 
 from qwenstack.core.errors import CapacityError, ConfigError, RequestError
 from qwenstack.core.messages import parse_messages
+from qwenstack.core.protocols import ModelShape
 from qwenstack.engine import LLM
 from qwenstack.engine.config import EngineConfig
-from qwenstack.engine.loading import CachePlan, plan_cache
+from qwenstack.engine.loading import CachePlan, load_model, plan_cache
+from qwenstack.engine.wire import Ready, encode_frame, event_decoder
 
 GB = 10**9
+TEMPLATES = Path(__file__).parents[2] / "data" / "templates"
 
 
 def decide(available: int, *, trained_len: int = 32_768, yarn_from: int | None = 32_768, **options: Any) -> CachePlan:
@@ -91,6 +96,33 @@ def test_an_option_that_is_none_is_named_with_those_that_are() -> None:
     options: Any = {"gpu_memory_utilization": 0.9}
     with pytest.raises(ConfigError, match=r"gpu_memory_utilization.*num_threads"):
         LLM("smollm2-135m", **options)
+
+
+@pytest.mark.parametrize(
+    ("template", "takes_tools", "thinks"),
+    [("qwen3", True, True), ("qwen2.5", True, False), ("smollm2", False, False), ("xml_tools", True, True)],
+)
+def test_a_card_tells_what_the_files_say_and_reaches_the_server_whole(
+    tmp_path: Path, template: str, takes_tools: bool, thinks: bool
+) -> None:
+    source = (TEMPLATES / f"{template}.jinja").read_text()
+    path = write_tiny_gguf(tmp_path / "m.gguf", QWEN3_Q8, chat_template=source)
+    card = load_model(EngineConfig(model_path=path, model_name="m", max_model_len=64)).card
+    assert card.chat_template == source
+    assert (card.takes_tools, card.thinks, card.fills_gaps) == (takes_tools, thinks, False)
+    stored = sum(tensor.n_bytes for tensor in gguf.GGUFReader(path).tensors)
+    assert card.shape == ModelShape(
+        architecture="qwen3",
+        file_format="gguf",
+        size_bytes=stored,
+        hidden_size=QWEN3_Q8.hidden_size,
+        intermediate_size=QWEN3_Q8.intermediate_size,
+        num_hidden_layers=QWEN3_Q8.num_layers,
+        num_attention_heads=QWEN3_Q8.num_heads,
+        num_key_value_heads=QWEN3_Q8.num_kv_heads,
+        head_dim=QWEN3_Q8.head_dim,
+    )
+    assert event_decoder.decode(encode_frame(Ready(card))[4:]) == Ready(card)
 
 
 def test_a_bare_text_is_not_a_conversation() -> None:

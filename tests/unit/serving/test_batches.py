@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,19 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 from openai.types import Batch
 from sqlalchemy import update
+from toy_embedder import ToyEmbedder
 from toy_llm import FULL, ToyLLM
 
 from qwenstack.core.errors import EngineError, RequestError
+from qwenstack.core.limits import Limits
 from qwenstack.core.request_options import MAX_PRIORITY
-from qwenstack.serving import ServeConfig, create_app
+from qwenstack.serving import ServeConfig, create_app, line_waits
+from qwenstack.serving.batch_runner import MOST_BATCHES
 from qwenstack.serving.batches import SavedCaller
 from qwenstack.serving.identity import Access, Identity, KeyRing
+from qwenstack.serving.line_waits import LineWaits
 from qwenstack.storage import ApiKeys, Database, StoredBatches, StoredFiles, open_database
-from qwenstack.storage.schema import files
+from qwenstack.storage.schema import batches, files
 
 CHAT = "/v1/chat/completions"
 
@@ -167,6 +172,99 @@ async def test_lines_wait_where_there_is_no_room(ask: AsyncOpenAI, llm: ToyLLM) 
     batch = await ended(ask, begun)
     assert batch.request_counts is not None
     assert (batch.status, batch.request_counts.completed) == ("completed", 1)
+
+
+@pytest.mark.anyio
+async def test_batches_that_only_wait_leave_their_places_to_others(llm: ToyLLM, database: Database) -> None:
+    keys = ApiKeys(database)
+    few, many = Limits(tokens_per_day=75), Limits(tokens_per_day=10_000)
+    spent = [keys.create(name="n", tenant=f"t{number}", actor="me", limits=few) for number in range(MOST_BATCHES)]
+    free = keys.create(name="n", tenant="free", actor="me")
+    llm.endless = True  # so that an answer takes all that it may
+    app = create_app(llm, ServeConfig(lease_s=0.3), database=database)
+    async with app.router.lifespan_context(app):
+        lines = [chat(str(number), max_tokens=40) for number in range(3)]
+        waiting = [await begin(official(app, key.text), lines) for key in spent]
+        batch = await ended(official(app, free.text), await begin(official(app, free.text), lines))
+        assert batch.status == "completed"
+        for key, begun in zip(spent, waiting, strict=True):
+            now = await official(app, key.text).batches.retrieve(begun.id)
+            assert now.request_counts is not None
+            assert (now.status, now.request_counts.completed) == ("in_progress", 1)
+    store = StoredBatches(database)
+    waits = [store.find(begun.id, tenant=key.key.tenant) for key, begun in zip(spent, waiting, strict=True)]
+    assert all(wait is not None and (wait.not_before_ms or 0) > time.time() * 1000 for wait in waits)
+    for key in spent:
+        keys.limit(key.key.id, many, actor="me")
+    num_asked = len(llm.prompts)
+    app = create_app(llm, ServeConfig(lease_s=0.3), database=database)
+    async with app.router.lifespan_context(app):
+        await asyncio.sleep(0.5)
+        assert len(llm.prompts) == num_asked  # a restart shortens no wait
+        database.write(lambda connection: connection.execute(update(batches).values(not_before_ms=1)))
+        for key, begun in zip(spent, waiting, strict=True):
+            ask = official(app, key.text)
+            batch = await ended(ask, begun)
+            answers = await lines_of(ask, batch.output_file_id)
+            assert (batch.status, [line["custom_id"] for line in answers]) == ("completed", ["0", "1", "2"])
+    assert len(llm.prompts) == 3 * (len(spent) + 1)
+
+
+@pytest.mark.anyio
+async def test_a_batch_leaves_only_when_nothing_of_it_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_waits, "LONGEST_STAY_S", 5.0)
+    waits = LineWaits(3)
+    sleeping = [asyncio.create_task(waits.wait(wait_s)) for wait_s in (60, 40)]
+    await asyncio.sleep(0)
+    assert not waits.leaving.done()
+    waits.end_work()
+    assert 39 < await waits.leaving < 41
+    waits = LineWaits(2)
+    sleeping += [asyncio.create_task(waits.wait(wait_s)) for wait_s in (60, 4)]
+    await asyncio.sleep(0)
+    assert not waits.leaving.done()  # it is worth to stay for the second
+    for task in sleeping:
+        task.cancel()
+    waits = LineWaits(1)
+    waits.end_work()
+    assert not waits.leaving.done()
+
+
+@pytest.mark.anyio
+async def test_a_batch_tells_what_its_answers_took(ask: AsyncOpenAI) -> None:
+    wishes = {
+        CHAT: {"messages": [{"role": "user", "content": "你好"}]},
+        "/v1/completions": {"prompt": "你好", "max_tokens": 100},
+        "/v1/responses": {"input": "你好"},
+    }
+    for endpoint, body in wishes.items():
+        lines = [{"custom_id": str(n), "method": "POST", "url": endpoint, "body": body} for n in range(2)]
+        refused = {"custom_id": "x", "method": "POST", "url": endpoint, "body": body | {"model": "none"}}
+        batch = await ended(ask, await begin(ask, [*lines, refused], endpoint=endpoint))
+        used = [line["response"]["body"]["usage"] for line in await lines_of(ask, batch.output_file_id)]
+        assert batch.usage is not None
+        assert batch.usage.total_tokens == sum(each["total_tokens"] for each in used) > 0
+        assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens
+        assert batch.usage.input_tokens_details.cached_tokens == 2 * 3  # of each prompt, as the toy says
+        assert batch.usage.output_tokens_details.reasoning_tokens == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("form", ["float", "base64"])
+async def test_lines_of_vectors_are_what_a_request_gets_and_are_counted(
+    llm: ToyLLM, config: ServeConfig, database: Database, form: str
+) -> None:
+    app = create_app(llm, config, database=database, embedder=ToyEmbedder())
+    async with app.router.lifespan_context(app):
+        ask = official(app, "any")
+        body = {"input": ["abc", "h"], "encoding_format": form}
+        direct: Any = await ask.post("/embeddings", cast_to=object, body=body)
+        line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": body}
+        batch = await ended(ask, await begin(ask, [line], endpoint="/v1/embeddings"))
+        (answer,) = await lines_of(ask, batch.output_file_id)
+    assert answer["response"]["body"] == direct
+    assert batch.usage is not None
+    assert (batch.usage.input_tokens, batch.usage.output_tokens) == (4, 0)
 
 
 @pytest.mark.anyio

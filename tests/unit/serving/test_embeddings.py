@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import math
-from collections.abc import AsyncGenerator
+import threading
+from array import array
+from collections.abc import AsyncGenerator, Iterator, MutableMapping, Sequence
 from dataclasses import replace
+from typing import Any, ClassVar
+from unittest.mock import AsyncMock
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from toy_embedder import CARD, ToyEmbedder, letters_of
 from toy_llm import ToyLLM
 
+from qwenstack.core.embedding import EmbeddingInput, Vector
 from qwenstack.core.errors import CapacityError, EngineError, RequestError
 from qwenstack.core.limits import NO_LIMITS
 from qwenstack.serving import ServeConfig, create_app
+from qwenstack.serving.connection import PiecedResponse
 from qwenstack.serving.embedding_service import MAX_INPUTS, MAX_REQUESTS, EmbeddingJob, EmbeddingService
+from qwenstack.serving.grpc.embeddings import EmbeddingRpc
+from qwenstack.serving.grpc.method import Call
+from qwenstack.serving.grpc.v1.embeddings_pb2 import EmbedRequest
 from qwenstack.serving.identity import Access, Identity
 from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import Metrics
 from qwenstack.serving.usage import MemoryRecords, UsageLedger
+from qwenstack.serving.wire import pieces
+from qwenstack.serving.wire.embeddings import write_embeddings
+from qwenstack.serving.wire.pieces import encode_in_pieces
 
 pytestmark = pytest.mark.anyio
 OURS = Identity(tenant="ours", accesses=frozenset(Access))
@@ -68,6 +82,84 @@ async def test_base64_holds_the_same_float32_numbers(client: httpx.AsyncClient) 
     numbers = (await client.post("/v1/embeddings", json=body)).json()["data"][0]["embedding"]
     coded = (await client.post("/v1/embeddings", json=body | {"encoding_format": "base64"})).json()["data"][0]
     assert np.frombuffer(base64.b64decode(coded["embedding"]), "<f4").tolist() == numbers
+
+
+class WatchedVector(array):  # type: ignore[type-arg]
+    """A vector that notes which threads read it."""
+
+    readers: ClassVar[set[int]] = set()
+
+    def tolist(self) -> list[float]:
+        self.readers.add(threading.get_ident())
+        return super().tolist()
+
+    def tobytes(self) -> bytes:
+        self.readers.add(threading.get_ident())
+        return super().tobytes()
+
+    def __iter__(self) -> Iterator[float]:
+        self.readers.add(threading.get_ident())
+        return super().__iter__()
+
+
+@pytest.fixture
+def watched(embedder: ToyEmbedder, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Have the model give watched vectors, and return who reads them."""
+    number = iter(range(10**9))
+
+    async def embed(inputs: Sequence[EmbeddingInput]) -> list[Vector]:
+        return [WatchedVector("f", [next(number) / 3] * 8) for _ in inputs]
+
+    monkeypatch.setattr(embedder, "embed", embed)
+    WatchedVector.readers.clear()
+    return WatchedVector.readers
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/embeddings", {}),
+        ("/v1/embeddings", {"encoding_format": "base64"}),
+        ("/api/embed", {"model": "default"}),
+    ],
+)
+async def test_vectors_are_written_outside_the_event_loop(
+    client: httpx.AsyncClient, watched: set[int], path: str, fields: dict[str, object]
+) -> None:
+    answer = await client.post(path, json={"input": ["a", "b", "c"], **fields})
+    assert answer.status_code == 200
+    assert watched
+    assert threading.get_ident() not in watched
+
+
+async def test_vectors_are_written_outside_the_event_loop_over_grpc(embedder: ToyEmbedder, watched: set[int]) -> None:
+    rpc = EmbeddingRpc(service_of(embedder))
+    call = Call(identity=OURS, request_id="r")
+    answer = await rpc.embed(EmbedRequest(input=["a", "b"]), call)
+    assert len(answer.embeddings) == 2
+    assert watched
+    assert threading.get_ident() not in watched
+
+
+async def test_an_answer_of_many_vectors_comes_in_pieces_that_make_one_document(
+    embedder: ToyEmbedder, watched: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1000)
+    made = await service_of(embedder).embed(EmbeddingJob(inputs=["a"] * 99), model="default", caller=OURS)
+    whole = write_embeddings(made, None)
+    cut = encode_in_pieces(whole, "data")
+    assert len(cut) > 5
+    assert max(map(len, cut)) < 2000
+    assert json.loads(b"".join(cut)) == json.loads(msgspec.json.encode(whole))
+    sent: list[Any] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    await PiecedResponse(cut)({"type": "http"}, AsyncMock(), send)
+    assert dict(sent[0]["headers"])[b"content-length"] == str(sum(map(len, cut))).encode()
+    assert [(part["body"], part["more_body"]) for part in sent[1:]] == [(piece, piece is not cut[-1]) for piece in cut]
+    assert encode_in_pieces({"data": [], "more": 1}, "data") == [b'{"data":[],"more":1}']
 
 
 async def test_a_shortened_vector_is_the_beginning_scaled_to_length_one(client: httpx.AsyncClient) -> None:
@@ -219,6 +311,19 @@ async def test_ollamas_wire_gives_the_same_vectors(client: httpx.AsyncClient) ->
     assert answer["prompt_eval_count"] == 4
     one = (await client.post("/api/embeddings", json={"model": "default", "prompt": "abc"})).json()
     assert one["embedding"] == answer["embeddings"][0]
+
+
+async def test_ollamas_wire_describes_the_model(client: httpx.AsyncClient, embedder: ToyEmbedder) -> None:
+    names = [model["name"] for model in (await client.get("/api/tags")).json()["models"]]
+    assert names == ["toy/echo", CARD.id]
+    shown = (await client.post("/api/show", json={"model": f"{CARD.id}:latest"})).json()
+    assert shown["capabilities"] == ["embedding"]
+    assert shown["model_info"] == {"general.basename": CARD.id, "general.parameter_count": 8}
+    assert "template" not in shown
+    for loaded in ([], [CARD.id]):
+        running = [model["name"] for model in (await client.get("/api/ps")).json()["models"]]
+        assert running == ["toy/echo", *loaded]
+        await client.post("/api/embed", json={"model": "default", "input": "a"})
 
 
 async def test_ollamas_wire_says_that_the_model_is_there_where_nothing_is_asked(client: httpx.AsyncClient) -> None:

@@ -98,6 +98,7 @@ async def test_sec_12_a_key_for_another_model_uses_none_on_any_wire(database: Da
         "/api/generate": {"model": "default", "prompt": "x"},
         "/api/embed": {"model": "default", "input": "x"},
         "/api/embeddings": {"model": "default", "prompt": "x"},
+        "/api/show": {"model": "default"},
         "/infill": {"input_prefix": "a", "input_suffix": "b"},
         "/v1/fim/completions": {"prompt": "a", "suffix": "b"},
         "/tokenize": {"prompt": "x"},
@@ -121,6 +122,7 @@ async def test_sec_12_a_key_for_another_model_uses_none_on_any_wire(database: Da
         headers = {"X-Api-Key": texts["other model"]}
         assert (await client.get("/v1/models", headers=headers)).json()["data"] == []
         assert (await client.get("/api/tags", headers=headers)).json()["models"] == []
+        assert (await client.get("/api/ps", headers=headers)).json()["models"] == []
         answer = await client.get("/v1/models/default", headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed")
 

@@ -41,6 +41,7 @@ class ToyEmbedder:
     error: Exception | None = None
     seen: list[EmbeddingInput] = field(default_factory=list)
     num_open: int = 0
+    is_loaded: bool = False
 
     async def prepare(
         self, inputs: Sequence[str | Sequence[int]], *, input_type: InputType | None = None, truncate: bool = False
@@ -57,6 +58,7 @@ class ToyEmbedder:
 
     async def embed(self, inputs: Sequence[EmbeddingInput]) -> list[Vector]:
         self.num_open += 1
+        self.is_loaded = True
         try:
             await asyncio.sleep(self.step_s)
             if self.error is not None:

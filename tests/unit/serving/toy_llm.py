@@ -16,14 +16,33 @@ from qwenstack.core.errors import CapacityError, EngineError, RequestError
 from qwenstack.core.infill import Gap, InfillPrompt
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import OutputDelta, TokenLogprob
-from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard
+from qwenstack.core.protocols import AdapterInfo, EngineStats, ModelCard, ModelShape
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.answer import AnswerStream
 
 END = 256
 CARD = ModelCard(
-    id="toy/echo", created=1_700_000_000, max_model_len=512, vocab_size=257, num_parameters=1, weight_format="F32"
+    id="toy/echo",
+    created=1_700_000_000,
+    max_model_len=512,
+    vocab_size=257,
+    num_parameters=1,
+    weight_format="F32",
+    shape=ModelShape(
+        architecture="qwen3",
+        file_format="safetensors",
+        size_bytes=4,
+        hidden_size=1,
+        intermediate_size=3,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=5,
+        head_dim=7,
+    ),
+    chat_template="{{ messages }}",
+    takes_tools=True,
+    fills_gaps=True,
 )
 
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from qwenstack.core.errors import RequestError, StorageError
-from qwenstack.storage import Database, ServerLease, StoredBatch, StoredBatches, StoredFile, StoredFiles, open_database
+from qwenstack.storage import (
+    BatchTokens,
+    Database,
+    ServerLease,
+    StoredBatch,
+    StoredBatches,
+    StoredFile,
+    StoredFiles,
+    open_database,
+)
 from qwenstack.storage.batches import MOST_UNFINISHED
+from qwenstack.storage.schema import batches
 
 
 class Clock:
@@ -99,6 +111,78 @@ def test_a_server_that_stops_leaves_its_batches_at_once(
     store.release(first.id)
     assert store.claim(second.id, busy_tenants=["t"]) is None
     assert store.claim(second.id) is not None
+
+
+def test_a_batch_that_is_put_off_is_left_alone_until_then_by_every_server(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile
+) -> None:
+    first, second = (lease_of(database, clock) for _ in range(2))
+    store.create(batch("b", file))
+    store.claim(first.id)
+    until_ms = int(clock.now * 1000) + 7000
+    assert not store.put_off("b", first.id, until_ms=until_ms)
+    store.advance("b", first.id, since="validating", to="in_progress", num_total=1)
+    assert not store.put_off("b", second.id, until_ms=until_ms)
+    assert store.put_off("b", first.id, until_ms=until_ms)
+    assert not store.answer("b", first.id, number=0, line="late", is_error=False)
+    clock.now += 6.9
+    again = StoredBatches(database, clock=clock)
+    assert again.claim(first.id) is again.claim(second.id) is None
+    clock.now += 0.1
+    taken = again.claim(second.id)
+    assert taken is not None
+    assert (taken.status, taken.not_before_ms) == ("in_progress", until_ms)
+
+
+def test_a_batch_that_waited_comes_after_those_that_were_made_meanwhile(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile
+) -> None:
+    lease = lease_of(database, clock)
+    store.create(batch("a", file))
+    store.claim(lease.id)
+    store.advance("a", lease.id, since="validating", to="in_progress", num_total=1)
+    store.put_off("a", lease.id, until_ms=900)
+    store.create(replace(batch("b", file), created_at_ms=899))
+    store.create(replace(batch("c", file), created_at_ms=901))
+    claimed = [store.claim(lease.id, running=running) for running in ([], ["b"], ["b", "a"])]
+    assert [each and each.id for each in claimed] == ["b", "a", "c"]
+
+
+def test_a_batch_that_is_put_off_can_be_stopped_at_once(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile
+) -> None:
+    lease = lease_of(database, clock)
+    store.create(batch("b", file))
+    store.claim(lease.id)
+    store.advance("b", lease.id, since="validating", to="in_progress", num_total=1)
+    store.put_off("b", lease.id, until_ms=10**12)
+    store.cancel("b", tenant="t")
+    taken = store.claim(lease.id)
+    assert taken is not None
+    assert taken.status == "cancelling"
+
+
+def test_what_answers_took_is_counted_with_them(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile
+) -> None:
+    lease = lease_of(database, clock)
+    one = BatchTokens(input_tokens=5, cached_tokens=2, output_tokens=3, reasoning_tokens=1)
+    for name in ("new", "older"):
+        store.create(batch(name, file, tenant="t"))
+        store.claim(lease.id, running=["new"] if name == "older" else [])
+        store.advance(name, lease.id, since="validating", to="in_progress", num_total=2)
+    uncounted = update(batches).where(batches.c.id == "older").values(input_tokens=None)
+    database.write(lambda connection: connection.execute(uncounted))
+    for name in ("new", "older"):
+        for number in range(2):
+            store.answer(name, lease.id, number=number, line="x", is_error=False, tokens=one)
+        with pytest.raises(StorageError):
+            store.answer(name, lease.id, number=1, line="again", is_error=False, tokens=one)
+    new, older = (store.find(name, tenant="t") for name in ("new", "older"))
+    assert new is not None
+    assert new.tokens == BatchTokens(input_tokens=10, cached_tokens=4, output_tokens=6, reasoning_tokens=2)
+    assert older is not None
+    assert older.tokens is None
 
 
 def test_files_and_the_last_status_come_together(

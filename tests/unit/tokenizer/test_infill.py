@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qwenstack.core.errors import RequestError
 from qwenstack.core.infill import ContextFile, Gap
+from qwenstack.tokenizer import Tokenizer
 from qwenstack.tokenizer.infill import InfillWriter
 
 MARKS = {
@@ -90,3 +91,16 @@ def test_what_is_kept_is_what_is_near_and_no_place_is_wasted(num_prefix, num_suf
     kept_files = [number for number in range(len(files)) if f"<|file_sep|>{number}\n" in head]
     assert kept_files == list(range(len(files)))[len(files) - len(kept_files) :]
     assert written.is_cut == (before != prefix or after != suffix or len(kept_files) < len(files))
+
+
+def test_a_model_has_all_marks_or_fills_no_gaps(tiny_metadata):
+    tokens, types = list(tiny_metadata["tokenizer.ggml.tokens"]), list(tiny_metadata["tokenizer.ggml.token_type"])
+    for number, name in enumerate(("suffix", "middle")):
+        assert not Tokenizer.from_gguf(tiny_metadata | told(tokens, types)).fills_gaps
+        at = tokens.index(f"[PAD{number}]")
+        tokens[at], types[at] = f"<|fim_{name}|>", 3
+    assert Tokenizer.from_gguf(tiny_metadata | told(tokens, types)).fills_gaps
+
+
+def told(tokens, types):
+    return {"tokenizer.ggml.tokens": list(tokens), "tokenizer.ggml.token_type": list(types)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from google.protobuf.descriptor import ServiceDescriptor
 
-from qwenstack.serving.embedding_service import EmbeddingService
+from qwenstack.serving.embedding_service import Embeddings, EmbeddingService
 from qwenstack.serving.grpc.method import Call, takes
 from qwenstack.serving.grpc.requests import read_embedding
 from qwenstack.serving.grpc.v1 import embeddings_pb2
@@ -26,8 +28,12 @@ class EmbeddingRpc:
         """Make a vector of each text."""
         body = read_embedding(request)
         made = await self._service.embed(body.to_job(), model=body.model, caller=call.identity)
-        return EmbedResponse(
-            model=made.model,
-            embeddings=[Embedding(values=vector) for vector in made.vectors],
-            prompt_tokens=made.num_tokens,
-        )
+        return await asyncio.to_thread(_write, made)
+
+
+def _write(made: Embeddings) -> EmbedResponse:
+    return EmbedResponse(
+        model=made.model,
+        embeddings=[Embedding(values=vector) for vector in made.vectors],
+        prompt_tokens=made.num_tokens,
+    )

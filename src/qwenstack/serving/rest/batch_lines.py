@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -46,7 +47,7 @@ def line_answers(backend: Backend, responses: Responses) -> Mapping[str, Answer]
     async def answer_embeddings(document: object, caller: Identity, request_id: str) -> EmbeddingList:  # noqa: ARG001
         body = read_body(EmbeddingRequest, document)
         made = await backend.embeddings.embed(body.to_job(), model=body.model, caller=caller)
-        return write_embeddings(made, body.encoding_format)
+        return await asyncio.to_thread(write_embeddings, made, body.encoding_format)
 
     return {
         "/v1/chat/completions": answer_chat,

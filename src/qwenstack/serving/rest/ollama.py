@@ -1,17 +1,17 @@
-"""`POST /api/chat`, `POST /api/generate`, `GET /api/tags`, `GET /api/version`: Ollama's wire."""
+"""`POST /api/chat`, `POST /api/generate`: Ollama's wire."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from importlib import metadata
 from typing import ClassVar, TypeAlias
 
 import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
+from qwenstack.core.infill import Gap
 from qwenstack.core.outputs import CompletionOutput, OutputDelta
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.serving.access import KeyRoute
@@ -37,10 +37,7 @@ from qwenstack.serving.wire.ollama import (
     OllamaGenerateRequest,
     RequestFields,
     Stopwatch,
-    TagsResponse,
-    VersionResponse,
     write_calls,
-    write_listed,
     write_ollama_error,
     write_time,
     write_turn,
@@ -66,9 +63,16 @@ def ollama_routes(backend: Backend) -> APIRouter:
     responses = generation_responses(_STREAM_DESCRIPTION, media_type=_LINES, body=OllamaErrorBody)
 
     async def answer(
-        body: RequestFields, request: Request, options: RequestOptions, prompt: Prompt | None, write_line: WriteLine
+        body: RequestFields,
+        request: Request,
+        options: RequestOptions,
+        prompt: Prompt | None,
+        write_line: WriteLine,
+        gap: Gap | None = None,
     ) -> Response:
         params = service.choose_params(body.sampling_changes(), max_tokens_field="options.num_predict")
+        if gap is not None:
+            prompt, params = await service.read_gap(gap, params)
         if prompt is None:  # it only asks for the model to be loaded
             return json_response(_loaded(options.adapter or service.card.id, write_line))
         job = GenerationJob(
@@ -100,25 +104,12 @@ def ollama_routes(backend: Backend) -> APIRouter:
     async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
         """Answer a prompt, or go on with it."""
         options = _options_of(service, body, request)
-        prompt = None
+        prompt, gap = None, body.to_gap()
         if body.prompt and body.raw:
             prompt = await service.read_text(body.prompt)
-        elif body.prompt:
+        elif body.prompt and gap is None:
             prompt = await service.read_chat(body.to_messages(), enable_thinking=body.wants_thinking)
-        return await answer(body, request, options, prompt, _write_generate_line)
-
-    @router.get("/api/tags", summary="List the models (Ollama)", response_model=TagsResponse)
-    async def list_tags(request: Request) -> Response:
-        """List what is served: the model, and it with each of its adapters."""
-        names = service.names_for(identity_of(request))
-        tags: TagsResponse = {"models": [write_listed(name, service.card) for name in names]}
-        return json_response(tags)
-
-    @router.get("/api/version", summary="Tell the version (Ollama)", response_model=VersionResponse)
-    async def tell_version() -> Response:
-        """Tell the version of this server."""
-        version: VersionResponse = {"version": metadata.version("qwenstack")}
-        return json_response(version)
+        return await answer(body, request, options, prompt, _write_generate_line, gap)
 
     return router
 

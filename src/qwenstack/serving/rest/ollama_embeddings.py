@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
+from qwenstack.serving.connection import PiecedResponse
 from qwenstack.serving.embedding_service import EmbeddingJob, Embeddings
 from qwenstack.serving.rest.endpoint import Backend, error_responses, identity_of, json_response, key_router
 from qwenstack.serving.rest.ollama import OllamaRoute
@@ -19,6 +21,7 @@ from qwenstack.serving.wire.ollama_embeddings import (
     write_embed,
     write_one_embedding,
 )
+from qwenstack.serving.wire.pieces import encode_in_pieces
 
 
 def ollama_embedding_routes(backend: Backend) -> APIRouter:
@@ -26,16 +29,20 @@ def ollama_embedding_routes(backend: Backend) -> APIRouter:
     router = key_router(OllamaRoute, OllamaErrorBody)
     responses = error_responses(400, 404, 413, 415, 500, 503, body=OllamaErrorBody)
 
-    async def run(job: EmbeddingJob, model: str, request: Request) -> Embeddings:
+    async def make(job: EmbeddingJob, model: str, request: Request) -> Embeddings:
         name = model if backend.embeddings.is_named(model) else model.removesuffix(LATEST)
-        return await backend.run(request, backend.embeddings.embed(job, model=name, caller=identity_of(request)))
+        return await backend.embeddings.embed(job, model=name, caller=identity_of(request))
 
     @router.post("/api/embed", summary="Embed texts (Ollama)", response_model=OllamaEmbedResponse, responses=responses)
     async def embed(body: OllamaEmbedRequest, request: Request) -> Response:
         """Return a vector for each text."""
-        started_ns = time.monotonic_ns()
-        made = await run(body.to_job(), body.model, request)
-        return json_response(write_embed(made, time.monotonic_ns() - started_ns))
+
+        async def embed_all() -> list[bytes]:
+            started_ns = time.monotonic_ns()
+            made = await make(body.to_job(), body.model, request)
+            return await asyncio.to_thread(_encode, made, time.monotonic_ns() - started_ns)
+
+        return PiecedResponse(await backend.run(request, embed_all()))
 
     @router.post(
         "/api/embeddings",
@@ -45,6 +52,10 @@ def ollama_embedding_routes(backend: Backend) -> APIRouter:
     )
     async def embed_one(body: OllamaEmbeddingsRequest, request: Request) -> Response:
         """Return the vector of one text."""
-        return json_response(write_one_embedding(await run(body.to_job(), body.model, request)))
+        return json_response(write_one_embedding(await backend.run(request, make(body.to_job(), body.model, request))))
 
     return router
+
+
+def _encode(made: Embeddings, duration_ns: int) -> list[bytes]:
+    return encode_in_pieces(write_embed(made, duration_ns), "embeddings")

@@ -9,12 +9,18 @@ import msgspec
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from qwenstack.serving.wire.chat import ChatCompletion
+from qwenstack.serving.wire.completions import Completion
+from qwenstack.serving.wire.embeddings import EmbeddingList
 from qwenstack.serving.wire.errors import ErrorBody, ErrorDetail
-from qwenstack.serving.wire.responses import Metadata
+from qwenstack.serving.wire.responses import Metadata, OutputTokensDetails, ResponseObject
 from qwenstack.serving.wire.sampling import ID_PATTERN, WireModel
-from qwenstack.storage import BatchStatus, StoredBatch
+from qwenstack.storage import NO_TOKENS, BatchStatus, BatchTokens, StoredBatch
 
 MAX_CUSTOM_ID_CHARS = 512
+
+LineAnswer = ChatCompletion | Completion | ResponseObject | EmbeddingList
+"""What an endpoint answers a line with."""
 
 
 class BatchRequest(WireModel):
@@ -67,6 +73,22 @@ class RequestCounts(TypedDict):
     failed: int
 
 
+class BatchInputDetails(TypedDict):
+    """Where the tokens of the requests came from."""
+
+    cached_tokens: int
+
+
+class BatchUsage(TypedDict):
+    """Counted tokens of what was answered."""
+
+    input_tokens: int
+    input_tokens_details: BatchInputDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
 class BatchObject(TypedDict):
     """A batch."""
 
@@ -89,6 +111,8 @@ class BatchObject(TypedDict):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: RequestCounts
+    usage: BatchUsage | None
+    """None: it was answered before they were counted."""
     metadata: dict[str, str]
 
 
@@ -157,8 +181,41 @@ def write_batch(batch: StoredBatch) -> BatchObject:
             "completed": batch.num_completed,
             "failed": batch.num_failed,
         },
+        "usage": None if batch.tokens is None else _write_usage(batch.tokens),
         "metadata": msgspec.json.decode(batch.metadata, type=dict[str, str]),
     }
+
+
+def _write_usage(tokens: BatchTokens) -> BatchUsage:
+    return {
+        "input_tokens": tokens.input_tokens,
+        "input_tokens_details": {"cached_tokens": tokens.cached_tokens},
+        "output_tokens": tokens.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": tokens.reasoning_tokens},
+        "total_tokens": tokens.input_tokens + tokens.output_tokens,
+    }
+
+
+def count_tokens(answer: LineAnswer) -> BatchTokens:
+    """Return what an answer took, as it says itself."""
+    usage = answer["usage"]
+    if usage is None:
+        return NO_TOKENS
+    if "input_tokens" in usage:
+        return BatchTokens(
+            input_tokens=usage["input_tokens"],
+            cached_tokens=usage["input_tokens_details"]["cached_tokens"],
+            output_tokens=usage["output_tokens"],
+            reasoning_tokens=usage["output_tokens_details"]["reasoning_tokens"],
+        )
+    if "completion_tokens" in usage:
+        return BatchTokens(
+            input_tokens=usage["prompt_tokens"],
+            cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+            output_tokens=usage["completion_tokens"],
+            reasoning_tokens=usage["completion_tokens_details"]["reasoning_tokens"],
+        )
+    return BatchTokens(input_tokens=usage["prompt_tokens"])
 
 
 def write_answer(custom_id: str, *, request_id: str, status: int, body: object) -> str:

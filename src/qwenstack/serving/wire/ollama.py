@@ -11,9 +11,9 @@ from typing_extensions import TypedDict
 
 from qwenstack.core.errors import RequestError
 from qwenstack.core.grammar import Grammar
+from qwenstack.core.infill import Gap
 from qwenstack.core.messages import Message, ToolCall
 from qwenstack.core.outputs import CompletionOutput, FinishReason, GeneratedToolCall
-from qwenstack.core.protocols import ModelCard
 from qwenstack.core.sampling_params import MAX_SEED, MAX_STOP_STRINGS
 from qwenstack.serving.service import UsageTally
 from qwenstack.serving.wire.errors import ErrorAnswer
@@ -221,8 +221,27 @@ class OllamaGenerateRequest(RequestFields):
     """What the model is told before."""
     raw: bool | None = None
     """Go on with the prompt as plain text, without the chat template."""
+    suffix: str | None = None
+    """What comes after the answer: the model, if it is one for code, fills the gap between the prompt and this."""
     images: NoImages = None
     """This model reads none."""
+
+    def to_gap(self) -> Gap | None:
+        """Return the gap that is to be filled; None where there is none.
+
+        Raises:
+            RequestError: what else is asked for does not go with it.
+        """
+        if not self.suffix:
+            return None
+        if self.system or self.format or self.raw:
+            text = "`suffix` is given, and `system`, `format` or `raw`; a gap is filled without them."
+            raise RequestError(text, param="suffix", code="unsupported_parameter")
+        return Gap(prefix=self.prompt or "", suffix=self.suffix)
+
+    def sampling_changes(self) -> dict[str, object]:
+        """Return what the request gives; nobody thinks in a gap."""
+        return super().sampling_changes() | ({"output_format": "text"} if self.suffix else {})
 
     def to_messages(self) -> list[Message]:
         """Make a conversation of it."""
@@ -285,31 +304,32 @@ class OllamaGenerateLine(Line):
     thinking: NotRequired[str]
 
 
-class Details(TypedDict):
-    """What kind of model it is."""
+class ShowRequest(WireModel):
+    """A model to describe."""
 
-    format: str
-    parameter_size: str
-    quantization_level: str
+    model: str = ""
+    """As in the other requests."""
+    name: str = ""
+    """What older clients call it."""
+    verbose: bool | None = None
+    """Accepted and ignored, as the next three: what is asked is the same as what is told."""
+    system: str | None = None
+    template: str | None = None
+    options: Options | None = None
 
+    def wanted(self) -> str:
+        """Return the name.
 
-class ListedModel(TypedDict):
-    """A model that is served."""
-
-    name: str
-    model: str
-    modified_at: str
-    details: Details
-
-
-class TagsResponse(TypedDict):
-    """What is served."""
-
-    models: list[ListedModel]
+        Raises:
+            RequestError: there is none.
+        """
+        if not (self.model or self.name):
+            raise RequestError("`model` is missing.", param="model", code="missing_required_parameter")
+        return self.model or self.name
 
 
 class VersionResponse(TypedDict):
-    """The version of the server."""
+    """The version of Ollama that has what this server has."""
 
     version: str
 
@@ -328,20 +348,6 @@ def write_ollama_error(answer: ErrorAnswer) -> OllamaErrorBody:
 def write_time(unix_s: float) -> str:
     """Write a moment as Ollama does."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")
-
-
-def write_listed(name: str, card: ModelCard) -> ListedModel:
-    """Describe a model of this name."""
-    return {
-        "name": name,
-        "model": name,
-        "modified_at": write_time(card.created),
-        "details": {
-            "format": "gguf",
-            "parameter_size": f"{card.num_parameters / 1e6:.0f}M",
-            "quantization_level": card.weight_format,
-        },
-    }
 
 
 def write_turn(answer: CompletionOutput) -> AnswerTurn:

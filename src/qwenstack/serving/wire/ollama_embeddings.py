@@ -9,6 +9,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from qwenstack.serving.embedding_service import MAX_INPUTS, EmbeddingJob, Embeddings
+from qwenstack.serving.wire.embeddings import write_vector
 from qwenstack.serving.wire.ollama import Options
 from qwenstack.serving.wire.sampling import WireModel
 
@@ -70,10 +71,10 @@ class OllamaEmbeddingsResponse(TypedDict):
 
 
 def write_embed(made: Embeddings, duration_ns: int) -> OllamaEmbedResponse:
-    """Write vectors as `/api/embed` does."""
+    """Write vectors as `/api/embed` does; as with OpenAI's, so many are not for the event loop."""
     return {
         "model": made.model,
-        "embeddings": [vector.tolist() for vector in made.vectors],
+        "embeddings": [write_vector(vector) for vector in made.vectors],
         "total_duration": duration_ns,
         "load_duration": 0,
         "prompt_eval_count": made.num_tokens,

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, inspect, text
 
 from qwenstack.core.errors import StorageError
 
-NEWEST_REVISION = "0003"
+NEWEST_REVISION = "0004"
 """The last file of `versions`; a test compares them."""
 
 
