@@ -2,7 +2,7 @@
 
 62 questions in English and Chinese: one function and one call (`simple`), one of several functions (`multiple`),
 several calls (`parallel`), no call (`none`). One JSON line for each server and class; `--answers` adds one for each
-question.
+question. A call that a server hands out as text, because it did not see one in it, is a wrong answer to any question.
 
     qwenstack serve qwen2.5-coder-0.5b --port 8000 &
     python benches/function_calling.py --servers http://127.0.0.1:8000/v1 http://127.0.0.1:8080/v1
@@ -35,6 +35,24 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer as a server gave it."""
+
+    calls: Sequence[Call]
+    text: str
+
+    @property
+    def is_call_in_text(self) -> bool:
+        """Whether the text is what should have been a call: an object with a name and arguments, in a block or not."""
+        bare = self.text.strip().removeprefix("```json").removesuffix("```").strip()
+        try:
+            written = json.loads(bare)
+        except ValueError:
+            return False
+        return isinstance(written, dict) and {"name", "arguments"} <= written.keys()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What was right about one answer."""
 
@@ -45,18 +63,22 @@ class Verdict:
     num_calls: int
     num_valid: int
     """Calls whose arguments are JSON that fits the function's schema."""
+    is_call_in_text: bool
+    """A call that came as text."""
 
 
-def judge(case: Mapping[str, Any], calls: Sequence[Call], tools: Mapping[str, Any]) -> Verdict:
+def judge(case: Mapping[str, Any], answer: Answer, tools: Mapping[str, Any]) -> Verdict:
     """Compare an answer with what was expected; the order of calls does not matter."""
-    expected = case["calls"]
+    expected, calls = case["calls"], answer.calls
     read = [(call.name, _read(call, tools)) for call in calls]
-    functions_are_right = sorted(call.name for call in calls) == sorted(one["name"] for one in expected)
+    names_are_right = sorted(call.name for call in calls) == sorted(one["name"] for one in expected)
+    functions_are_right = names_are_right and not answer.is_call_in_text
     return Verdict(
         functions_are_right=functions_are_right,
         arguments_are_right=functions_are_right and _all_match(expected, read),
         num_calls=len(calls),
         num_valid=sum(arguments is not None for _, arguments in read),
+        is_call_in_text=answer.is_call_in_text,
     )
 
 
@@ -95,8 +117,8 @@ def _plain(value: object) -> object:
     return value.strip().casefold() if isinstance(value, str) else value
 
 
-def ask(client: httpx.Client, server: str, model: str, case: Mapping[str, Any], tools: Mapping[str, Any]) -> list[Call]:
-    """Return the calls of one answer."""
+def ask(client: httpx.Client, server: str, model: str, case: Mapping[str, Any], tools: Mapping[str, Any]) -> Answer:
+    """Ask one question."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": case["message"]}],
@@ -108,7 +130,8 @@ def ask(client: httpx.Client, server: str, model: str, case: Mapping[str, Any], 
     response.raise_for_status()
     message = response.json()["choices"][0]["message"]
     functions = [call["function"] for call in message.get("tool_calls") or ()]
-    return [Call(name=function["name"], arguments=function["arguments"]) for function in functions]
+    calls = [Call(name=function["name"], arguments=function["arguments"]) for function in functions]
+    return Answer(calls=calls, text=message.get("content") or "")
 
 
 def main() -> None:
@@ -123,16 +146,17 @@ def main() -> None:
         verdicts: dict[str, list[Verdict]] = defaultdict(list)
         with httpx.Client(timeout=TIMEOUT_S) as client:
             for case in data["cases"]:
-                calls = ask(client, server, arguments.model, case, data["tools"])
-                verdict = judge(case, calls, data["tools"])
+                answer = ask(client, server, arguments.model, case, data["tools"])
+                verdict = judge(case, answer, data["tools"])
                 verdicts[case["class"]].append(verdict)
                 if arguments.answers:
-                    written = [{"name": call.name, "arguments": call.arguments} for call in calls]
+                    written = [{"name": call.name, "arguments": call.arguments} for call in answer.calls]
                     right = verdict.arguments_are_right
-                    print(json.dumps({"id": case["id"], "right": right, "calls": written}, ensure_ascii=False))
+                    line = {"id": case["id"], "right": right, "calls": written, "text": answer.text}
+                    print(json.dumps(line, ensure_ascii=False))
         verdicts["all"] = [verdict for group in verdicts.values() for verdict in group]
         for name, group in verdicts.items():
-            line = {
+            counts = {
                 "server": server,
                 "class": name,
                 "cases": len(group),
@@ -140,8 +164,9 @@ def main() -> None:
                 "arguments_right": sum(verdict.arguments_are_right for verdict in group),
                 "calls": sum(verdict.num_calls for verdict in group),
                 "valid_calls": sum(verdict.num_valid for verdict in group),
+                "calls_in_text": sum(verdict.is_call_in_text for verdict in group),
             }
-            print(json.dumps(line))
+            print(json.dumps(counts))
 
 
 if __name__ == "__main__":
