@@ -60,7 +60,7 @@ class ModelCard:
     thinks: bool = False
     """Whether its template marks thinking."""
     fills_gaps: bool = False
-    """Whether it has marks for a gap in a file."""
+    """Whether it was trained to fill gaps in files, as its marks and its name say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

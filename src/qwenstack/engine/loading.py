@@ -119,7 +119,8 @@ def load_model(
             chat_template=tokenizer.chat_template_source,
             takes_tools=tokenizer.chat_markers.tool_call is not None,
             thinks=tokenizer.chat_markers.thinking is not None,
-            fills_gaps=tokenizer.fills_gaps,
+            # Qwen's chat models have the marks in their vocabulary, too, and were not trained to use them.
+            fills_gaps=tokenizer.fills_gaps and "code" in config.model_name.lower(),
         ),
         decoder=decoder,
         weight_bytes=reader.num_bytes,

@@ -87,8 +87,9 @@ class EmbedderProcess:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the model's process runs."""
-        return self._worker is not None and self._worker.process.returncode is None
+        """Whether the model's process runs and has answered."""
+        worker = self._worker
+        return worker is not None and worker.has_answered and worker.process.returncode is None
 
     async def prepare(
         self, inputs: Sequence[str | Sequence[int]], *, input_type: InputType | None = None, truncate: bool = False
@@ -160,6 +161,8 @@ class _Worker:
         self._writer = writer
         self._buffer = FrameBuffer()
         self._bodies: deque[bytes] = deque()
+        self.has_answered = False
+        """Whether a reply came that is no failure: then the model is loaded."""
 
     @classmethod
     async def start(cls, load: Load) -> _Worker:
@@ -187,6 +190,7 @@ class _Worker:
                     raise EOFError
                 self._bodies.extend(self._buffer.feed(data))
             reply = reply_decoder.decode(self._bodies.popleft())
+            self.has_answered = self.has_answered or not isinstance(reply, Failed)
             if reply.number == command.number:
                 return reply
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 from fastapi import Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
@@ -50,9 +51,10 @@ class DeclaredRoute(APIRoute):
 
     @cached_property
     def takes_request_alone(self) -> bool:
-        """Whether the endpoint reads nothing but what it takes from the request itself."""
+        """Whether the endpoint reads nothing but what it takes from the request itself, and nothing runs before it."""
         takes_body = not BODY_METHODS.isdisjoint(self.methods or ())
-        return list(inspect.signature(self.endpoint).parameters) == ["request"] and not takes_body
+        depends = any(not _is_documentation(each.dependency) for each in self.dependencies)
+        return list(inspect.signature(self.endpoint).parameters) == ["request"] and not takes_body and not depends
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that this route matched."""
@@ -63,6 +65,11 @@ class DeclaredRoute(APIRoute):
             await response(scope, receive, send)
         else:
             await AsyncExitStackMiddleware(super().handle)(scope, receive, send)
+
+
+def _is_documentation(dependency: object) -> bool:
+    """Whether a dependency says how callers are known, and refuses nobody: the gate does."""
+    return isinstance(dependency, HTTPBearer) and not dependency.auto_error
 
 
 class PublicRoute(DeclaredRoute):

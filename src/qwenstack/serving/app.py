@@ -13,7 +13,7 @@ import msgspec
 from fastapi import FastAPI, Response
 from fastapi.routing import APIRouter
 from starlette.routing import BaseRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwenstack.core.errors import MissingExtraError
 from qwenstack.core.protocols import AsyncLLM, Embedder
@@ -163,6 +163,16 @@ class GuardedApp(FastAPI):
         else:
             scope["app"] = self
             await self.gate(scope, receive, send)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Build what runs beside the requests.
+
+        Raises:
+            TypeError: something was added that no request would pass.
+        """
+        if self.user_middleware:
+            raise TypeError("Requests pass the gate alone: wrap `app.gate` instead of adding a middleware.")
+        return super().build_middleware_stack()
 
 
 def bare_app(

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import msgspec
+
 from qwenstack.core.errors import RequestError
 from qwenstack.serving.strict_json import parse_json
 from qwenstack.serving.wire.batches import BatchLine, LineError, line_error
@@ -63,6 +65,22 @@ def check_lines(content: BinaryIO, *, endpoint: str, max_line_bytes: int) -> Inp
     if not places and not errors:
         errors.append({"code": "empty_file", "line": None, "message": "The file has no requests.", "param": None})
     return InputLines(places=places, errors=errors)
+
+
+def find_lines(content: BinaryIO) -> list[LinePlace]:
+    """Return the places of the lines of a file that was checked before."""
+    longest = os.fstat(content.fileno()).st_size
+    return [
+        LinePlace(number=number, offset=offset, num_bytes=len(data), custom_id=_id_decoder.decode(data).custom_id)
+        for number, offset, data in _lines_of(content, longest)
+    ]
+
+
+class _NamedLine(msgspec.Struct):
+    custom_id: str
+
+
+_id_decoder = msgspec.json.Decoder(_NamedLine)
 
 
 def read_line_body(content: BinaryIO, place: LinePlace) -> object:

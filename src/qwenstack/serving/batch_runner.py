@@ -1,8 +1,8 @@
 """Runs batches in the server's process, at the lowest priority, a few lines at a time.
 
 A line is answered by the same code as a request over HTTP, as the caller who made the batch. What is answered is in the
-database before the next line begins, so that a server that dies has to answer again only what it was at. A batch all of
-whose lines have to wait gives its place to another until then.
+database before the next line begins, so that a server that dies has to answer again only what it was at. A batch gives
+its place to another when all its lines have to wait, and when it has had its turn and another is due.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 import msgspec
 
 from qwenstack.core.errors import RequestError, StorageError
 from qwenstack.logs import RequestContext, request_context
-from qwenstack.serving.batch_input import InputLines, LinePlace, check_lines, read_line_body
+from qwenstack.serving.batch_input import InputLines, LinePlace, check_lines, find_lines, read_line_body
 from qwenstack.serving.batches import Batches, BatchStore, SavedCaller
 from qwenstack.serving.errors import HttpError, RateLimitError
 from qwenstack.serving.failure_log import log_failure
@@ -35,7 +35,16 @@ from qwenstack.serving.wire.batches import (
 )
 from qwenstack.serving.wire.errors import ErrorAnswer, answer_error
 from qwenstack.serving.wire.files import BATCH_LIFETIME_S
-from qwenstack.storage import NO_TOKENS, BatchStatus, BatchTokens, Draft, ServerLease, StoredBatch, StoredFile
+from qwenstack.storage import (
+    LONGEST_PUT_OFF_S,
+    NO_TOKENS,
+    BatchStatus,
+    BatchTokens,
+    Draft,
+    ServerLease,
+    StoredBatch,
+    StoredFile,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +54,11 @@ LINES_AT_ONCE = 4
 """Of one batch: enough for a step of the engine to be worth it, few beside its 64 seats."""
 MOST_FAILURES = 3
 """After so many failures of our own a line's answer is the failure."""
+FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 30.0
 """Between two tries where there is no room, and nobody knows when there will be."""
-LONGEST_LIMIT_WAIT_S = 600.0
-"""Between two tries where a limit is used up for longer: it may be raised in the meantime."""
+TURN_S = 300.0
+"""A batch has its place for so long where others wait for it."""
 WATCH_EVERY_S = 0.5
 """A batch that was cancelled is noticed so soon, however long its lines take."""
 
@@ -76,6 +86,22 @@ class NoRoomError(RequestError):
             "Delete some, or make smaller batches."
         )
         super().__init__(text, code="quota_exceeded")
+
+
+class Turn:
+    """The lines that a batch answers while it has its place; whoever is at one ends it."""
+
+    def __init__(self, places: Sequence[LinePlace], *, first_wait_s: float) -> None:
+        """Begin with those that have no answer."""
+        self._places = iter(places)
+        self.is_over = False
+        self.first_wait_s = first_wait_s
+        """Of a line for which there is no room."""
+
+    def __iter__(self) -> Iterator[LinePlace]:
+        """Yield the next, to each of those who work on them."""
+        while not self.is_over and (place := next(self._places, None)) is not None:
+            yield place
 
 
 class Room:
@@ -117,6 +143,8 @@ class BatchRunner:
         self._find_caller = find_caller
         self._max_line_bytes = max_line_bytes
         self._running: dict[asyncio.Task[None], StoredBatch] = {}
+        self._last_waits_s: dict[str, float] = {}
+        """Of batches that had to wait when they gave their places back: the next wait is as long at least."""
 
     async def run(self) -> None:
         """Run batches until this is cancelled; those that are not finished are left to others then."""
@@ -174,9 +202,7 @@ class BatchRunner:
             await self._end(batch, "failed", errors=msgspec.json.encode([gone]).decode())
             return
         with content:
-            lines = await asyncio.to_thread(
-                check_lines, content, endpoint=batch.endpoint, max_line_bytes=self._max_line_bytes
-            )
+            lines = await asyncio.to_thread(self._read_input, batch, content)
             if lines.errors:
                 await self._end(batch, "failed", errors=msgspec.json.encode(lines.errors).decode())
                 return
@@ -197,18 +223,27 @@ class BatchRunner:
             raise FileNotFoundError(batch.input_file_id)
         return self._store.files.open(file)
 
+    def _read_input(self, batch: StoredBatch, content: BinaryIO) -> InputLines:
+        """Find the lines, which are checked once: a batch that comes back costs little."""
+        if batch.num_total:
+            return InputLines(places=find_lines(content), errors=[])
+        return check_lines(content, endpoint=batch.endpoint, max_line_bytes=self._max_line_bytes)
+
     async def _answer_lines(self, batch: StoredBatch, content: BinaryIO, lines: InputLines) -> float | None:
-        """Answer what is not answered, until all is, the time is over, or the batch is not in progress any more.
+        """Answer what is not answered, until all is, the batch is not in progress any more, or it is another's turn.
 
         Returns:
             In how many seconds to go on, where all that is left has to wait.
         """
         answered = await asyncio.to_thread(self._store.batches.answered, batch.id)
-        waiting = iter([place for place in lines.places if place.number not in answered])
+        turn = Turn(
+            [place for place in lines.places if place.number not in answered],
+            first_wait_s=self._last_waits_s.pop(batch.id, FIRST_WAIT_S),
+        )
         room = await asyncio.to_thread(self._room_for, batch)
         waits = LineWaits(LINES_AT_ONCE)
-        workers = [asyncio.create_task(self._work(batch, content, waiting, room, waits)) for _ in range(LINES_AT_ONCE)]
-        watch = asyncio.create_task(self._watch(batch))
+        workers = [asyncio.create_task(self._work(batch, content, turn, room, waits)) for _ in range(LINES_AT_ONCE)]
+        watch = asyncio.create_task(self._watch(batch, turn))
         working = asyncio.gather(*workers)
         try:
             await asyncio.wait([working, watch, waits.leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -222,22 +257,33 @@ class BatchRunner:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await working
 
-    async def _watch(self, batch: StoredBatch) -> None:
-        """Return when the batch is to be stopped."""
+    async def _watch(self, batch: StoredBatch, turn: Turn) -> None:
+        """Return when the batch is to be stopped; end its turn when another's has come."""
+        turn_ends_s = time.monotonic() + TURN_S
         while time.time() * 1000 < batch.expires_at_ms:
             if not await asyncio.to_thread(self._store.batches.is_going_on, batch.id, self._lease.id):
                 return
+            if not turn.is_over and time.monotonic() >= turn_ends_s:
+                turn.is_over = await asyncio.to_thread(self._is_another_due, batch)
             await asyncio.sleep(WATCH_EVERY_S)
+
+    def _is_another_due(self, batch: StoredBatch) -> bool:
+        """Whether there is a batch that could have this one's place."""
+        running = list(self._running.values())
+        return self._store.batches.is_any_due(
+            self._lease.id,
+            running=[each.id for each in running],
+            busy_tenants=[each.tenant for each in running if each.id != batch.id],
+        )
 
     def _room_for(self, batch: StoredBatch) -> Room:
         left = self._store.files.room(batch.tenant) - self._store.batches.answered_chars(batch.id)
         return Room(left)
 
-    async def _work(
-        self, batch: StoredBatch, content: BinaryIO, waiting: Iterator[LinePlace], room: Room, waits: LineWaits
-    ) -> None:
-        for place in waiting:
-            written = await self._answer_line(batch, content, place, waits)
+    async def _work(self, batch: StoredBatch, content: BinaryIO, turn: Turn, room: Room, waits: LineWaits) -> None:
+        for place in turn:
+            written = await self._answer_line(batch, content, place, turn, waits)
+            turn.first_wait_s = FIRST_WAIT_S
             room.take(written.line)
             is_kept = await asyncio.to_thread(
                 self._store.batches.answer, batch.id, self._lease.id, number=place.number, **written._asdict()
@@ -246,9 +292,11 @@ class BatchRunner:
                 break
         waits.end_work()
 
-    async def _answer_line(self, batch: StoredBatch, content: BinaryIO, place: LinePlace, waits: LineWaits) -> Written:
+    async def _answer_line(
+        self, batch: StoredBatch, content: BinaryIO, place: LinePlace, turn: Turn, waits: LineWaits
+    ) -> Written:
         """Answer a line; what may go better in a moment is tried again."""
-        num_failures, wait_s = 0, 1.0
+        num_failures, wait_s = 0, turn.first_wait_s
         while True:
             request_id = secrets.token_hex(16)
             try:
@@ -271,7 +319,7 @@ class BatchRunner:
                     )
                     return Written(line, is_error=True, tokens=NO_TOKENS)
                 limit_wait_s = error.retry_after_s if isinstance(error, RateLimitError) else 0.0
-                await waits.wait(min(max(wait_s, limit_wait_s), LONGEST_LIMIT_WAIT_S))
+                await waits.wait(min(max(wait_s, limit_wait_s), LONGEST_PUT_OFF_S))
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             else:
                 line = await asyncio.to_thread(  # vectors make long ones
@@ -301,6 +349,8 @@ class BatchRunner:
             is_whole = now.num_completed + now.num_failed == now.num_total
             now_ms = int(time.time() * 1000)
             if not is_whole and now_ms < batch.expires_at_ms:  # it is taken up again
+                if wait_s is not None:
+                    self._last_waits_s[batch.id] = min(wait_s, LONGEST_WAIT_S)
                 until_ms = min(now_ms + int((wait_s or 0) * 1000), batch.expires_at_ms)
                 await asyncio.to_thread(store.put_off, batch.id, own, until_ms=until_ms)
             elif is_whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Never, TypeVar
@@ -14,6 +15,9 @@ from starlette.types import Receive, Scope, Send
 from qwenstack.serving.errors import ServerStoppingError
 
 Result = TypeVar("Result")
+
+_LEAST_BYTES_A_SECOND = 1 << 20
+"""Of a long document: 43 MB, the longest answer of vectors, are held for 71 s at the most."""
 
 
 class Lifetime:
@@ -66,7 +70,7 @@ async def _run_until(work: Coroutine[object, object, Result], *ends: Coroutine[o
     finally:
         for each in everything:
             each.cancel()
-        # The cancelled work has given its memory back when this returns.
+        # The cancelled work has given its memory back when this returns, but for what a thread of its has in hands.
         await asyncio.wait(everything)
         reasons = [end.exception() for end in ending if not end.cancelled()]
     if task in done:
@@ -88,20 +92,33 @@ async def _wait_for_stop(lifetime: Lifetime) -> Never:
 
 
 class PiecedResponse(Response):
-    """A long JSON document, written in pieces: each waits until the client has room, and nothing copies the whole."""
+    """A long JSON document, written in pieces: each waits until the client has room, and is forgotten when it is sent.
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        """Take over the pieces, of which there is at least one."""
+    A client that takes too long for the whole is cut off, however regularly it takes a little.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], *, grace_s: float = 30.0) -> None:
+        """Take over the pieces, of which there is at least one; a client has `grace_s` and a second for each MiB."""
         super().__init__(media_type="application/json")
-        self.headers["content-length"] = str(sum(map(len, pieces)))
-        self._pieces = pieces
+        num_bytes = sum(map(len, pieces))
+        self.headers["content-length"] = str(num_bytes)
+        self._pieces = deque(pieces)
+        self._most_s = grace_s + num_bytes / _LEAST_BYTES_A_SECOND
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Send the pieces."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        last = len(self._pieces) - 1
-        for index, piece in enumerate(self._pieces):
-            await send({"type": "http.response.body", "body": piece, "more_body": index < last})
+        """Send the pieces.
+
+        Raises:
+            ClientDisconnect: the client takes too long.
+        """
+        try:
+            async with asyncio.timeout(self._most_s):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                while self._pieces:
+                    piece = self._pieces.popleft()
+                    await send({"type": "http.response.body", "body": piece, "more_body": bool(self._pieces)})
+        except TimeoutError:
+            raise ClientDisconnect from None
 
 
 class EventStream(Response):

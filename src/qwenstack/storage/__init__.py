@@ -9,7 +9,7 @@ HTTP or of models.
 from qwenstack.storage.api_keys import ApiKey, ApiKeys, KeySnapshot, NewKey, is_tenant_name
 from qwenstack.storage.audit import AuditEntry, AuditLog, AuditRecord, Verification
 from qwenstack.storage.backup import back_up, restore
-from qwenstack.storage.batches import NO_TOKENS, BatchStatus, BatchTokens, StoredBatch, StoredBatches
+from qwenstack.storage.batches import LONGEST_PUT_OFF_S, NO_TOKENS, BatchStatus, BatchTokens, StoredBatch, StoredBatches
 from qwenstack.storage.content_folder import Draft
 from qwenstack.storage.database import Database, open_database
 from qwenstack.storage.files import FileInUseError, StoredFile, StoredFiles
@@ -18,6 +18,7 @@ from qwenstack.storage.servers import ServerLease
 from qwenstack.storage.usage import Usage, UsageKey, UsageRecords
 
 __all__ = [
+    "LONGEST_PUT_OFF_S",
     "NO_TOKENS",
     "ApiKey",
     "ApiKeys",

@@ -23,6 +23,8 @@ from qwenstack.storage.servers import is_alive
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
+LONGEST_PUT_OFF_S = 600.0
+"""A batch that waits is looked at again so often: what it waits for may have come earlier."""
 MOST_UNFINISHED = 32
 """Batches of one tenant that wait or run."""
 _PAGE_CHARS = 4 << 20
@@ -140,8 +142,8 @@ class StoredBatches:
     ) -> StoredBatch | None:
         """Take the batch whose turn it is of those that nobody alive runs and that need not wait; None: there is none.
 
-        The oldest comes first. One that had to wait has the age of the time when its wait was over, so that those who
-        come back again and again pass nobody by.
+        The oldest comes first. One that gave its place back has the age of the time when its wait was over, so that
+        those who come back again and again pass nobody by.
 
         Args:
             owner: the server that takes it.
@@ -151,13 +153,7 @@ class StoredBatches:
         Raises:
             StorageError: the database cannot be written to.
         """
-        now_ms = self._now_ms()
-        is_free = or_(batches.c.owner.is_(None), batches.c.owner == owner, ~is_alive(batches.c.owner, now_ms))
-        is_wanted = batches.c.status.in_(UNFINISHED) & batches.c.id.not_in(running)
-        is_wanted &= batches.c.tenant.not_in(busy_tenants)
-        since_ms = func.coalesce(batches.c.not_before_ms, batches.c.created_at_ms)
-        is_due = or_(batches.c.not_before_ms.is_(None), batches.c.not_before_ms <= now_ms)
-        query = select(batches).where(is_wanted, is_free, is_due).order_by(since_ms, batches.c.id).limit(1)
+        query = self._next(owner, running=running, busy_tenants=busy_tenants)
         if self._database.read(lambda connection: connection.execute(query).first()) is None:
             return None  # most looks find nothing, and those who only look keep nobody waiting
 
@@ -169,6 +165,29 @@ class StoredBatches:
             return _batch_of(row)
 
         return self._database.write(write)
+
+    def is_any_due(self, owner: str, *, running: Collection[str], busy_tenants: Collection[str]) -> bool:
+        """Whether `claim` would take one.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        query = self._next(owner, running=running, busy_tenants=busy_tenants)
+        return self._database.read(lambda connection: connection.execute(query).first() is not None)
+
+    def _next(
+        self, owner: str, *, running: Collection[str], busy_tenants: Collection[str]
+    ) -> Select[tuple[object, ...]]:
+        now_ms = self._now_ms()
+        is_free = or_(batches.c.owner.is_(None), batches.c.owner == owner, ~is_alive(batches.c.owner, now_ms))
+        is_wanted = batches.c.status.in_(UNFINISHED) & batches.c.id.not_in(running)
+        is_wanted &= batches.c.tenant.not_in(busy_tenants)
+        not_before_ms = batches.c.not_before_ms
+        # Nobody waits for longer than that: it was a clock that has been set back since.
+        is_out_of_time = not_before_ms > now_ms + int(LONGEST_PUT_OFF_S * 1000)
+        is_due = or_(not_before_ms.is_(None), not_before_ms <= now_ms, is_out_of_time)
+        since_ms = func.coalesce(not_before_ms, batches.c.created_at_ms)
+        return select(batches).where(is_wanted, is_free, is_due).order_by(since_ms, batches.c.id).limit(1)
 
     def release(self, owner: str) -> None:
         """Leave all batches of a server to others.

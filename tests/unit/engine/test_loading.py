@@ -16,6 +16,7 @@ from qwenstack.engine import LLM
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.loading import CachePlan, load_model, plan_cache
 from qwenstack.engine.wire import Ready, encode_frame, event_decoder
+from qwenstack.tokenizer import Tokenizer
 
 GB = 10**9
 TEMPLATES = Path(__file__).parents[2] / "data" / "templates"
@@ -107,7 +108,7 @@ def test_a_card_tells_what_the_files_say_and_reaches_the_server_whole(
 ) -> None:
     source = (TEMPLATES / f"{template}.jinja").read_text()
     path = write_tiny_gguf(tmp_path / "m.gguf", QWEN3_Q8, chat_template=source)
-    card = load_model(EngineConfig(model_path=path, model_name="m", max_model_len=64)).card
+    card = load_model(EngineConfig(model_path=path, model_name="m-coder", max_model_len=64)).card
     assert card.chat_template == source
     assert (card.takes_tools, card.thinks, card.fills_gaps) == (takes_tools, thinks, False)
     stored = sum(tensor.n_bytes for tensor in gguf.GGUFReader(path).tensors)
@@ -145,3 +146,13 @@ def test_a_bare_text_is_not_a_conversation() -> None:
 def test_a_wrong_setting_is_refused_at_the_door(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         EngineConfig(model_path=Path("m"), model_name="m", **change)
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-Coder-0.5B", "qwen3-0.6b"])
+def test_marks_in_a_vocabulary_make_no_model_for_code(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "fills_gaps", True)
+    path = write_tiny_gguf(tmp_path / "m.gguf", QWEN3_Q8)
+    card = load_model(EngineConfig(model_path=path, model_name=name, max_model_len=64)).card
+    assert card.fills_gaps == ("Coder" in name)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import msgspec
 import openai
 import pytest
 from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from openai.types import Batch
 from sqlalchemy import update
@@ -23,7 +27,8 @@ from toy_llm import FULL, ToyLLM
 from qwenstack.core.errors import EngineError, RequestError
 from qwenstack.core.limits import Limits
 from qwenstack.core.request_options import MAX_PRIORITY
-from qwenstack.serving import ServeConfig, create_app, line_waits
+from qwenstack.serving import ServeConfig, batch_runner, create_app, line_waits
+from qwenstack.serving.batch_input import check_lines, find_lines
 from qwenstack.serving.batch_runner import MOST_BATCHES
 from qwenstack.serving.batches import SavedCaller
 from qwenstack.serving.identity import Access, Identity, KeyRing
@@ -175,7 +180,11 @@ async def test_lines_wait_where_there_is_no_room(ask: AsyncOpenAI, llm: ToyLLM) 
 
 
 @pytest.mark.anyio
-async def test_batches_that_only_wait_leave_their_places_to_others(llm: ToyLLM, database: Database) -> None:
+async def test_batches_that_only_wait_leave_their_places_to_others(
+    llm: ToyLLM, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Mock(side_effect=batch_runner.check_lines)
+    monkeypatch.setattr(batch_runner, "check_lines", check)
     keys = ApiKeys(database)
     few, many = Limits(tokens_per_day=75), Limits(tokens_per_day=10_000)
     spent = [keys.create(name="n", tenant=f"t{number}", actor="me", limits=few) for number in range(MOST_BATCHES)]
@@ -208,6 +217,36 @@ async def test_batches_that_only_wait_leave_their_places_to_others(llm: ToyLLM, 
             answers = await lines_of(ask, batch.output_file_id)
             assert (batch.status, [line["custom_id"] for line in answers]) == ("completed", ["0", "1", "2"])
     assert len(llm.prompts) == 3 * (len(spent) + 1)
+    assert check.call_count == len(spent) + 1  # who comes back is not checked again
+
+
+@pytest.mark.anyio
+async def test_a_long_batch_gives_its_place_to_one_that_is_due(
+    ask: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "TURN_S", 0.0)
+    monkeypatch.setattr(batch_runner, "WATCH_EVERY_S", 0.01)
+    long = await begin(ask, [chat(str(number)) for number in range(400)])
+    short = await ended(ask, await begin(ask, [chat("short")]))
+    assert short.status == "completed"
+    assert (await ask.batches.retrieve(long.id)).status == "in_progress"
+    long = await ended(ask, long)
+    answers = await lines_of(ask, long.output_file_id)
+    assert [line["custom_id"] for line in answers] == [str(number) for number in range(400)]
+
+
+LINES = st.lists(st.one_of(st.just(""), st.just("  "), st.text(max_size=8)), min_size=1, max_size=12, unique=True)
+
+
+@given(LINES, st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_lines_are_found_again_where_they_were_checked(names: list[str], end: str, ends_with_one: bool) -> None:
+    lines = [json.dumps(chat(name or "x")) if name.strip() else name for name in names]
+    with tempfile.TemporaryFile() as content:
+        content.write((end.join(lines) + (end if ends_with_one else "")).encode())
+        content.flush()
+        checked = check_lines(content, endpoint=CHAT, max_line_bytes=5000)
+        if not checked.errors:
+            assert find_lines(content) == checked.places
 
 
 @pytest.mark.anyio

@@ -17,6 +17,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from starlette.requests import ClientDisconnect
 from toy_embedder import CARD, ToyEmbedder, letters_of
 from toy_llm import ToyLLM
 
@@ -160,6 +161,19 @@ async def test_an_answer_of_many_vectors_comes_in_pieces_that_make_one_document(
     assert dict(sent[0]["headers"])[b"content-length"] == str(sum(map(len, cut))).encode()
     assert [(part["body"], part["more_body"]) for part in sent[1:]] == [(piece, piece is not cut[-1]) for piece in cut]
     assert encode_in_pieces({"data": [], "more": 1}, "data") == [b'{"data":[],"more":1}']
+
+
+async def test_a_client_that_takes_a_piece_now_and_then_is_cut_off() -> None:
+    answer, taken = PiecedResponse([b"x"] * 100, grace_s=0.2), 0
+
+    async def send(_: MutableMapping[str, Any]) -> None:
+        nonlocal taken
+        taken += 1
+        await asyncio.sleep(0.05)
+
+    with pytest.raises(ClientDisconnect):
+        await answer({"type": "http"}, AsyncMock(), send)
+    assert 0 < taken < 100
 
 
 async def test_a_shortened_vector_is_the_beginning_scaled_to_length_one(client: httpx.AsyncClient) -> None:

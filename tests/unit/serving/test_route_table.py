@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from unittest.mock import AsyncMock
+
 import httpx
 import pytest
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.routing import APIRoute
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +15,7 @@ from starlette.routing import Match
 from toy_llm import ToyLLM
 
 from qwenstack.serving import ServeConfig, create_app
-from qwenstack.serving.access import DeclaredRoute, RouteTable
+from qwenstack.serving.access import DeclaredRoute, KeyRoute, RouteTable
 
 ROUTES = [route for route in create_app(ToyLLM(), ServeConfig()).router.routes if isinstance(route, APIRoute)]
 PATHS = st.one_of(
@@ -52,6 +56,32 @@ def test_an_endpoint_that_reads_more_than_the_request_is_left_to_the_framework()
     paths = {route.path for route in PLAIN}
     assert "/v1/models" in paths
     assert not paths & {"/v1/models/{model_id:path}", "/v1/chat/completions", "/v1/files"}
+
+
+@pytest.mark.anyio
+async def test_sec_12_what_a_router_has_run_before_its_endpoints_is_run() -> None:
+    def deny() -> None:
+        raise PermissionError
+
+    router = APIRouter(route_class=KeyRoute, dependencies=[Depends(deny)])
+
+    @router.get("/secret")
+    async def read_secret(request: Request) -> Response:
+        return Response(request.url.path)
+
+    scope = {"type": "http", "method": "GET", "path": "/secret", "headers": [], "query_string": b"", "state": {}}
+    route = RouteTable(router.routes).find(scope)
+    assert route is not None
+    with pytest.raises(PermissionError):
+        await route.handle(scope, AsyncMock(return_value={"type": "http.request", "body": b""}), AsyncMock())
+
+
+@pytest.mark.anyio
+async def test_sec_12_a_middleware_that_no_request_would_pass_keeps_the_server_from_starting() -> None:
+    app = create_app(ToyLLM(), ServeConfig())
+    app.add_middleware(GZipMiddleware)
+    with pytest.raises(TypeError, match="gate"):
+        await app({"type": "lifespan"}, AsyncMock(), AsyncMock())
 
 
 @pytest.mark.anyio

@@ -11,6 +11,7 @@ from sqlalchemy import update
 
 from qwenstack.core.errors import RequestError, StorageError
 from qwenstack.storage import (
+    LONGEST_PUT_OFF_S,
     BatchTokens,
     Database,
     ServerLease,
@@ -132,6 +133,31 @@ def test_a_batch_that_is_put_off_is_left_alone_until_then_by_every_server(
     taken = again.claim(second.id)
     assert taken is not None
     assert (taken.status, taken.not_before_ms) == ("in_progress", until_ms)
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_waiting(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile
+) -> None:
+    lease = lease_of(database, clock)
+    store.create(batch("b", file))
+    store.claim(lease.id)
+    store.advance("b", lease.id, since="validating", to="in_progress", num_total=1)
+    store.put_off("b", lease.id, until_ms=int((clock.now + LONGEST_PUT_OFF_S) * 1000))
+    assert store.claim(lease.id) is None
+    clock.now -= 1
+    assert store.claim(lease.id) is not None
+
+
+def test_whether_any_is_due_is_what_claim_would_say(
+    store: StoredBatches, database: Database, clock: Clock, file: StoredFile
+) -> None:
+    lease = lease_of(database, clock)
+    store.create(batch("b", file))
+    for running, busy in (([], []), (["b"], []), ([], ["t"])):
+        assert store.is_any_due(lease.id, running=running, busy_tenants=busy) == (not running and not busy)
+    store.claim(lease.id)
+    other = lease_of(database, clock)
+    assert not store.is_any_due(other.id, running=[], busy_tenants=[])
 
 
 def test_a_batch_that_waited_comes_after_those_that_were_made_meanwhile(
