@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import time
@@ -188,9 +189,13 @@ def test_sec_03_hostile_templates_open_import_and_start_nothing() -> None:
 
 @pytest.mark.parametrize("template", BOMBS, ids=[f"{index}: {bomb[:60]}" for index, bomb in enumerate(BOMBS)])
 def test_sec_04_a_bomb_is_defused(template: str) -> None:
-    start = time.thread_time()
-    assert outcome(template) is None
-    assert time.thread_time() - start < 2, "a tenth of that on an idle machine"
+    gc.disable()  # a collection of all that the tests before have left takes seconds
+    try:
+        start = time.thread_time()
+        assert outcome(template) is None
+        assert time.thread_time() - start < 2, "a tenth of that on an idle machine"
+    finally:
+        gc.enable()
     tracemalloc.start()
     try:
         outcome(template)
