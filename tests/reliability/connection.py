@@ -133,10 +133,18 @@ class Pool:
 
     async def ask(self, method: str, target: str, *, key: str, body: object = None) -> Answer:
         """Send a request over a connection that is free, or a new one."""
-        connection = self._idle.pop() if self._idle else await Connection.open(self._server)
+        connection = self._take_idle() or await Connection.open(self._server)
         answer = await connection.ask(method, target, key=key, body=body)
         self._idle.append(connection)
         return answer
+
+    def _take_idle(self) -> Connection | None:
+        """Take the one that was used last of those that the server has not closed for their idleness."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.reader.at_eof():
+                return connection
+        return None
 
     async def close(self) -> None:
         """Close them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
@@ -138,11 +139,16 @@ async def _serve(
     traces: Traces,
 ) -> None:
     """Load the model in a process of its own and serve it until a signal."""
-    from qwenstack.engine.client import EngineClient
-    from qwenstack.serving import Door, create_admin_app, create_app, serve_app
+    import asyncio
 
-    client = await EngineClient.start(engine, logs=logs)
+    from qwenstack.engine.client import EngineClient
+
+    # To import what the applications are made of takes as long as to load a small model: both at once.
+    importing = asyncio.to_thread(importlib.import_module, "qwenstack.serving.admin.app")
+    client, _ = await asyncio.gather(EngineClient.start(engine, logs=logs), importing)
     try:
+        from qwenstack.serving import Door, create_admin_app, create_app, serve_app
+
         config = replace(config, default_sampling=client.default_sampling)
         app = create_app(client, config, database=database, embedder=embedder, traces=traces)
         administration = None

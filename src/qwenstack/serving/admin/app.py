@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fastapi import FastAPI
 
 from qwenstack.core.errors import ConfigError
 from qwenstack.serving.access import AdminRoute
-from qwenstack.serving.address import is_loopback_host
 from qwenstack.serving.admin.adapter_shelf import AdapterShelf
 from qwenstack.serving.admin.adapters import adapter_routes
 from qwenstack.serving.admin.audit import audit_routes
@@ -20,9 +17,6 @@ from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.identity import Access
 from qwenstack.storage import ApiKeys, AuditLog, UsageRecords
 
-MAX_BODY_BYTES = 64 * 1024
-"""Far more than any act of an administrator takes."""
-
 _DESCRIPTION = """
 The administration of a qwenstack server. Every address here takes a key of the scope `admin`, or the one in the file
 that the server names when it starts.
@@ -31,26 +25,6 @@ that the server names when it starts.
 - Lists have `data` and `has_more`; `after` takes the id of the last element of the page before.
 - Errors have the body of the public API: `{"error": {"message", "type", "param", "code"}}`.
 """
-
-
-def admin_config(config: ServeConfig, *, host: str, port: int) -> ServeConfig:
-    """Return how the administration is served beside a public server: no pages of other origins, and short bodies.
-
-    Where no other machine comes in, there is nothing to encrypt, and none of the public server's names.
-    """
-    is_alone = is_loopback_host(host)
-    return replace(
-        config,
-        host=host,
-        port=port,
-        grpc_port=None,
-        tls_cert=None if is_alone else config.tls_cert,
-        tls_key=None if is_alone else config.tls_key,
-        allowed_hosts=() if is_alone else config.allowed_hosts,
-        allowed_origins=(),
-        static_dir=None,
-        max_body_bytes=MAX_BODY_BYTES,
-    )
 
 
 def create_admin_app(public: FastAPI, config: ServeConfig) -> FastAPI:
