@@ -55,7 +55,6 @@ async def send_at_rate(server: Server, plan: Arrivals) -> list[Outcome]:
     began = clock()
 
     async def send(due_s: float) -> Outcome:
-        await asyncio.sleep(max(0.0, began + due_s - clock()))
         try:
             answer = await pool.ask("POST", CHAT, key=server.key, body=chat(plan.num_tokens))
         except (BrokenAnswerError, OSError):
@@ -67,7 +66,12 @@ async def send_at_rate(server: Server, plan: Arrivals) -> list[Outcome]:
             retry_after=answer.headers.get("retry-after"),
         )
 
-    outcomes = await asyncio.gather(*(send(number / plan.rate) for number in range(plan.count)))
+    sent: list[asyncio.Task[Outcome]] = []
+    for number in range(plan.count):
+        due_s = number / plan.rate
+        await asyncio.sleep(max(0.0, began + due_s - clock()))
+        sent.append(asyncio.create_task(send(due_s)))
+    outcomes = await asyncio.gather(*sent)
     await pool.close()
     return outcomes
 

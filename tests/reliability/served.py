@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "serving"))
 from toy_embedder import ToyEmbedder
 from toy_llm import ToyLLM
 
+from qwenstack.core.heap import keep_what_is_here
 from qwenstack.core.protocols import AsyncLLM
 from qwenstack.engine import EngineConfig
 from qwenstack.engine.client import EngineClient
@@ -159,6 +160,7 @@ async def serve(options: dict[str, Any]) -> None:
             if administration is not None:
                 stack.callback(administration.listener.close)
             beside = [] if administration is None else [url_of(administration)]
+            keep_what_is_here()
             questions = asyncio.create_task(answer_questions(llm, seen))
             await serve_app(
                 app,

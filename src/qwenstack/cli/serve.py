@@ -23,6 +23,7 @@ from qwenstack.cli.settings import OidcSettings, Settings, load_settings
 from qwenstack.cli.storage import NO_DATABASE, open_storage
 from qwenstack.core.config import Resolved, secrets_of
 from qwenstack.core.errors import ConfigError
+from qwenstack.core.heap import keep_what_is_here
 from qwenstack.logs import LogConfig, logging_to
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ async def _serve(
                 listener=plan.listener,
                 on_ready=lambda urls: _announce_administration(urls, plan.key_path),
             )
+        keep_what_is_here()
         await serve_app(
             app,
             config,

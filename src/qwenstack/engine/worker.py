@@ -16,6 +16,7 @@ from typing import assert_never
 
 from qwenstack.core.errors import CapacityError, EngineError, QwenStackError, RequestError
 from qwenstack.core.framing import FrameBuffer
+from qwenstack.core.heap import keep_what_is_here
 from qwenstack.engine.building import build_engine
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.engine import Engine
@@ -109,6 +110,7 @@ def _load(config: EngineConfig, channel: Channel, recorder: FlightRecorder) -> W
         return None
     channel.send(Ready(card=engine.model.card))
     engine.warm_up()
+    keep_what_is_here()
     return Worker(engine, channel, recorder)
 
 
