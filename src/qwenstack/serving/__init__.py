@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from qwenstack.serving.admin.config import admin_config
@@ -35,17 +34,18 @@ __all__ = [
     "serve_app",
 ]
 
-_IMPORTED_LATE = {
-    "Door": "qwenstack.serving.server",
-    "create_admin_app": "qwenstack.serving.admin.app",
-    "create_app": "qwenstack.serving.app",
-    "run_server": "qwenstack.serving.server",
-    "serve_app": "qwenstack.serving.server",
-}
-
 
 def __getattr__(name: str) -> object:
     """Import the applications when they are first asked for: all that they are made of takes longer than a model."""
-    if name not in _IMPORTED_LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_IMPORTED_LATE[name]), name)
+    match name:
+        case "create_app":
+            from qwenstack.serving.app import create_app as found
+        case "create_admin_app":
+            from qwenstack.serving.admin.app import create_admin_app as found
+        case "Door" | "run_server" | "serve_app":
+            from qwenstack.serving import server
+
+            found = getattr(server, name)
+        case _:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found
