@@ -209,3 +209,11 @@ test('nothing is sent for blank text, nor a second time while an answer is writt
   chat.stop();
   await answering;
 });
+
+test('a model that only makes vectors is none to talk to', async () => {
+  const data = [{ id: 'qwen' }, { id: 'e5', dimensions: 384 }, { id: 'qwen:adapter', parent: 'qwen' }];
+  serve(() => new Response(JSON.stringify({ object: 'list', data })));
+  const chat = newChat();
+  await chat.loadModels();
+  expect(chat.models).toEqual(['qwen', 'qwen:adapter']);
+});

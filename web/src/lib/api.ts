@@ -134,12 +134,14 @@ async function send(path: string, init: RequestInit): Promise<Response> {
   throw new ApiError({ kind, message: message || `HTTP ${response.status} ${response.statusText}`.trim() });
 }
 
-/** Ask for the ids of the models that the server offers. */
+/** Ask for the ids of the models that the server offers and that answer; one with `dimensions` only makes vectors. */
 export async function listModels(apiKey: string): Promise<string[]> {
   const response = await send('v1/models', { headers: headers(apiKey) });
   const body = parseJson(await response.text());
   const data = isObject(body) && Array.isArray(body['data']) ? body['data'] : [];
-  return data.flatMap((model: unknown) => (isObject(model) && typeof model['id'] === 'string' ? [model['id']] : []));
+  return data.flatMap((model: unknown) =>
+    isObject(model) && typeof model['id'] === 'string' && !('dimensions' in model) ? [model['id']] : [],
+  );
 }
 
 function requestBody(request: ChatRequest): string {
