@@ -6,7 +6,7 @@ import asyncio
 import time
 
 LONGEST_STAY_S = 5.0
-"""A batch that comes back reads and checks its input again, which takes up to seconds."""
+"""A batch that comes back finds its lines again, and what was being read of it is in no cache any more."""
 
 
 class LineWaits:
