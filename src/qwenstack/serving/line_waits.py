@@ -6,7 +6,7 @@ import asyncio
 import time
 
 LONGEST_STAY_S = 5.0
-"""A batch that comes back finds its lines again, and what was being read of it is in no cache any more."""
+"""To give a place back and find the lines again, up to a second of a large file, is not worth it for less."""
 
 
 class LineWaits:
