@@ -103,6 +103,12 @@ def test_two_servers_never_run_one_batch(
     assert (found.num_total, found.num_completed, found.num_failed) == (2, 1, 1)
 
 
+def begin(store: StoredBatches, lease: ServerLease, wanted: StoredBatch) -> None:
+    store.create(wanted)
+    assert store.claim(lease.id) is not None
+    assert store.advance(wanted.id, lease.id, since="validating", to="in_progress", num_total=1)
+
+
 def test_a_server_that_stops_leaves_its_batches_at_once(
     store: StoredBatches, database: Database, clock: Clock, file: StoredFile
 ) -> None:
@@ -139,9 +145,7 @@ def test_a_clock_that_is_set_back_keeps_nobody_waiting(
     store: StoredBatches, database: Database, clock: Clock, file: StoredFile
 ) -> None:
     lease = lease_of(database, clock)
-    store.create(batch("b", file))
-    store.claim(lease.id)
-    store.advance("b", lease.id, since="validating", to="in_progress", num_total=1)
+    begin(store, lease, batch("b", file))
     store.put_off("b", lease.id, until_ms=int((clock.now + LONGEST_PUT_OFF_S) * 1000))
     assert store.claim(lease.id) is None
     clock.now -= 1
@@ -164,9 +168,7 @@ def test_a_batch_that_waited_comes_after_those_that_were_made_meanwhile(
     store: StoredBatches, database: Database, clock: Clock, file: StoredFile
 ) -> None:
     lease = lease_of(database, clock)
-    store.create(batch("a", file))
-    store.claim(lease.id)
-    store.advance("a", lease.id, since="validating", to="in_progress", num_total=1)
+    begin(store, lease, batch("a", file))
     store.put_off("a", lease.id, until_ms=900)
     store.create(replace(batch("b", file), created_at_ms=899))
     store.create(replace(batch("c", file), created_at_ms=901))
@@ -178,9 +180,7 @@ def test_a_batch_that_is_put_off_can_be_stopped_at_once(
     store: StoredBatches, database: Database, clock: Clock, file: StoredFile
 ) -> None:
     lease = lease_of(database, clock)
-    store.create(batch("b", file))
-    store.claim(lease.id)
-    store.advance("b", lease.id, since="validating", to="in_progress", num_total=1)
+    begin(store, lease, batch("b", file))
     store.put_off("b", lease.id, until_ms=10**12)
     store.cancel("b", tenant="t")
     taken = store.claim(lease.id)
