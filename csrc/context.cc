@@ -23,6 +23,8 @@ constexpr size_t kLoraTiles = 16;
 // From so many adapters of few tokens for each thread on, an adapter is one part, both of its factors without a wait
 // between them.
 constexpr size_t kAdaptersPerThread = 4;
+// Tokens whose rows one part turns: to claim a part costs about as much as to turn one.
+constexpr size_t kMostRopeTokens = 16;
 // Rows (query heads of queries) that share one pass over the keys: their results fit the first-level cache.
 constexpr size_t kAttentionRows = 128;
 
@@ -78,7 +80,7 @@ void Context::normalise(LinearJob& job, float* normed) {
         return;
     }
     const NormJob norm{job.x, job.norm_weight, job.eps, job.in_features, normed};
-    pool_.run(job.num_tokens, [&](size_t row, size_t) { kernels_.rms_norm_row(norm, row); });
+    pool_.run_from_both_ends(job.num_tokens, [&](size_t row, size_t) { kernels_.rms_norm_row(norm, row); });
     job.normed = normed;
 }
 
@@ -118,7 +120,7 @@ void Context::prepare_activations() {
             rest += size;
         }
     }
-    pool_.run(blocks_.size(), [&](size_t index, size_t) {
+    pool_.run_from_both_ends(blocks_.size(), [&](size_t index, size_t) {
         const Block& block = blocks_[index];
         const size_t num_tokens = std::min(kernels_.block_tokens, block.job->num_tokens - block.first_token);
         kernels_.quantize_block(*block.job, block.first_token, num_tokens, block.activations, block.rest);
@@ -133,15 +135,14 @@ size_t Context::tiles_to_read(const Segment& segment, size_t tiles_left) const {
     return std::clamp<size_t>(bytes / segment.tile_bytes, 1, tiles_left);
 }
 
-void Context::split(const LinearJob& job, const Segment& segment, const Segment* up) {
-    for (size_t token = 0; token < job.num_tokens; token += kMaxRangeTokens) {
-        const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - token);
-        size_t num_tiles = 0;
-        for (size_t tile = 0; tile < segment.num_tiles; tile += num_tiles) {
-            const size_t left = segment.num_tiles - tile;
-            num_tiles = job.num_tokens <= kFewTokens ? tiles_to_read(segment, left) : std::min(kManyTokensTiles, left);
-            linear_parts_.push_back({&job, &segment, up, {tile, num_tiles, token, num_tokens}});
-        }
+// The parts of a segment's product with the range of tokens that begins here.
+void Context::split(const LinearJob& job, const Segment& segment, const Segment* up, size_t first_token) {
+    const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - first_token);
+    size_t num_tiles = 0;
+    for (size_t tile = 0; tile < segment.num_tiles; tile += num_tiles) {
+        const size_t left = segment.num_tiles - tile;
+        num_tiles = job.num_tokens <= kFewTokens ? tiles_to_read(segment, left) : std::min(kManyTokensTiles, left);
+        linear_parts_.push_back({&job, &segment, up, {tile, num_tiles, first_token, num_tokens}});
     }
 }
 
@@ -168,16 +169,28 @@ void Context::multiply() {
 void Context::multiply_segments(bool only_quantized) {
     linear_parts_.clear();
     for (const Product& product : products_) {
-        for (const Segment& segment : product.packed->segments()) {
-            if (!only_quantized || segment.kind == WeightKind::kQuantized) {
-                split(product.job, segment, nullptr);
+        for (size_t token = 0; token < product.job.num_tokens; token += kMaxRangeTokens) {
+            for (const Segment& segment : product.packed->segments()) {
+                if (!only_quantized || segment.kind == WeightKind::kQuantized) {
+                    split(product.job, segment, nullptr, token);
+                }
             }
         }
     }
-    pool_.run(linear_parts_.size(), [&](size_t index, size_t thread) {
-        const LinearPart& part = linear_parts_[index];
+    run_linear_parts([&](const LinearPart& part, size_t thread) {
         kernels_.linear(*part.job, *part.segment, part.range, thread_scratch(thread));
     });
+}
+
+// Few tokens have parts that become shorter, in this order; many have them from the first tokens to the last.
+template <typename Work>
+void Context::run_linear_parts(Work work) {
+    auto run_part = [&](size_t index, size_t thread) { work(linear_parts_[index], thread); };
+    if (products_.front().job.num_tokens <= kFewTokens) {
+        pool_.run(linear_parts_.size(), run_part);
+    } else {
+        pool_.run_from_both_ends(linear_parts_.size(), run_part);
+    }
 }
 
 void Context::gate_up_silu(const LinearJob& job, const PackedLinear& packed) {
@@ -194,10 +207,11 @@ void Context::multiply_gates() {
     reserve_thread_scratch(kernels_.linear_scratch_bytes());
     linear_parts_.clear();
     for (const Product& product : products_) {
-        split(product.job, product.packed->segments()[0], &product.packed->segments()[1]);
+        for (size_t token = 0; token < product.job.num_tokens; token += kMaxRangeTokens) {
+            split(product.job, product.packed->segments()[0], &product.packed->segments()[1], token);
+        }
     }
-    pool_.run(linear_parts_.size(), [&](size_t index, size_t thread) {
-        const LinearPart& part = linear_parts_[index];
+    run_linear_parts([&](const LinearPart& part, size_t thread) {
         kernels_.gate_up_silu(*part.job, *part.segment, *part.up, part.range, thread_scratch(thread));
     });
 }
@@ -397,7 +411,13 @@ void Context::run_lora_part(const LoraPart& part, size_t thread) {
 
 void Context::rope_and_write_kv(const RopeJob& job, CacheType type, size_t num_tokens) {
     const std::lock_guard lock(mutex_);
-    pool_.run(num_tokens, [&](size_t token, size_t) { kernels_.rope_and_write_kv(job, type, token); });
+    const size_t part_tokens = std::clamp<size_t>(num_tokens / (4 * pool_.num_threads()), 1, kMostRopeTokens);
+    pool_.run_from_both_ends((num_tokens + part_tokens - 1) / part_tokens, [&](size_t part, size_t) {
+        const size_t end = std::min(num_tokens, (part + 1) * part_tokens);
+        for (size_t token = part * part_tokens; token < end; ++token) {
+            kernels_.rope_and_write_kv(job, type, token);
+        }
+    });
 }
 
 void Context::attend(const AttentionJob& job, CacheType type, size_t num_sequences) {
@@ -408,7 +428,7 @@ void Context::attend(const AttentionJob& job, CacheType type, size_t num_sequenc
     for (size_t sequence = 0; sequence < num_sequences; ++sequence) {
         const size_t num_queries = static_cast<size_t>(job.query_start[sequence + 1] - job.query_start[sequence]);
         const size_t num_parts = (num_queries + max_queries - 1) / max_queries;
-        for (size_t part = num_parts; part-- > 0;) {  // late queries see most keys: the longest work comes first
+        for (size_t part = 0; part < num_parts; ++part) {
             const size_t first_query = part * max_queries;
             for (size_t kv_head = 0; kv_head < job.num_kv_heads; ++kv_head) {
                 attention_parts_.push_back(
@@ -417,7 +437,7 @@ void Context::attend(const AttentionJob& job, CacheType type, size_t num_sequenc
         }
     }
     reserve_thread_scratch(kernels_.attention_scratch_bytes(job, max_queries));
-    pool_.run(attention_parts_.size(), [&](size_t index, size_t thread) {
+    pool_.run_from_both_ends(attention_parts_.size(), [&](size_t index, size_t thread) {
         kernels_.attend(job, type, attention_parts_[index], thread_scratch(thread));
     });
 }

@@ -123,10 +123,12 @@ private:
     void prepare_activations();
     void multiply();
     void multiply_segments(bool only_quantized);
+    template <typename Work>
+    void run_linear_parts(Work work);
     void multiply_gates();
     void multiply_gates_apart();
     size_t tiles_to_read(const Segment& segment, size_t tiles_left) const;
-    void split(const LinearJob& job, const Segment& segment, const Segment* up);
+    void split(const LinearJob& job, const Segment& segment, const Segment* up, size_t first_token);
     void order_by_expert(const ExpertsJob& job, size_t num_places);
     void place_products(const ExpertsJob& job, const PackedLinear* Expert::* matrix, const float* x, float* out);
     void run_lora_by_adapter();

@@ -40,7 +40,7 @@ struct LinearJob {
 
 // Part of a product: tiles of one segment × a range of at most kMaxRangeTokens tokens that starts at a multiple of
 // block_tokens.
-static constexpr size_t kMaxRangeTokens = 64;
+static constexpr size_t kMaxRangeTokens = 256;
 
 struct TileRange {
     size_t first_tile;

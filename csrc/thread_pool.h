@@ -40,6 +40,18 @@ public:
             &work);
     }
 
+    // The same, for chunks in the order of the tokens that they are about: half of the threads claim them from the
+    // front and half from the back, so that a thread meets in one operation mostly what it wrote in the last.
+    template <typename Work>
+    void run_from_both_ends(size_t num_chunks, Work&& work) {
+        std::atomic<uint64_t> claimed{0};             // from the back in the high half, from the front in the low half
+        run(num_chunks, [&](size_t, size_t thread) {  // as often as there are chunks, so that the ends meet exactly
+            const bool is_from_front = thread % 2 == 0;
+            const uint64_t before = claimed.fetch_add(is_from_front ? 1 : uint64_t{1} << 32, std::memory_order_relaxed);
+            work(is_from_front ? static_cast<uint32_t>(before) : num_chunks - 1 - (before >> 32), thread);
+        });
+    }
+
 private:
     using Function = void (*)(void* context, size_t chunk, size_t thread);
 

@@ -8,9 +8,9 @@
 //           second takes what the first left, y - scale · q.
 //
 // Layout: blocks of up to kBlockTokens tokens; in a block, for each group of 32 columns, one record of 60 bytes per
-// token, stored field by field: int8 codes[tokens][32], then float32 scale[tokens], int16 minus_sums[3][tokens][2]: -Σ
-// q of columns 4i and 4i + 1, and of 4i + 2 and 4i + 3 (over the group, its first and its second half), float32
-// scaled_sum[3][tokens]: scale · Σ q over the same three.
+// token, stored field by field: int8 codes[tokens][32], then float32 scale[tokens], int32 start_of_dots[3][tokens]:
+// what the instruction set made of -Σ q (over the group, its first and its second half), float32 scaled_sum[3][tokens]:
+// scale · Σ q over the same three.
 #pragma once
 
 #include <cstddef>
@@ -29,19 +29,15 @@ struct ActivationGroup {
     QWENSTACK_INLINE const int8_t* codes(size_t token) const {
         return reinterpret_cast<const int8_t*>(at) + token * kGroupColumns;
     }
-    QWENSTACK_INLINE float scale(size_t token) const { return float_field(0, token); }
+    QWENSTACK_INLINE float scale(size_t token) const { return field<float>(0, token); }
     // part 0 is the whole group, 1 and 2 are its halves
-    QWENSTACK_INLINE const int16_t* minus_sums(size_t part, size_t token) const {
-        return reinterpret_cast<const int16_t*>(field(1 + part, token));
-    }
-    QWENSTACK_INLINE float scaled_sum(size_t part, size_t token) const { return float_field(4 + part, token); }
+    QWENSTACK_INLINE int32_t start_of_dots(size_t part, size_t token) const { return field<int32_t>(1 + part, token); }
+    QWENSTACK_INLINE float scaled_sum(size_t part, size_t token) const { return field<float>(4 + part, token); }
 
-    QWENSTACK_INLINE const uint8_t* field(size_t index, size_t token) const {
-        return at + num_tokens * kGroupColumns + (index * num_tokens + token) * sizeof(float);
-    }
-    QWENSTACK_INLINE float float_field(size_t index, size_t token) const {
-        float value;
-        std::memcpy(&value, field(index, token), sizeof value);
+    template <typename T>
+    QWENSTACK_INLINE T field(size_t index, size_t token) const {
+        T value;
+        std::memcpy(&value, at + num_tokens * kGroupColumns + (index * num_tokens + token) * sizeof(T), sizeof value);
         return value;
     }
 };
@@ -107,18 +103,15 @@ QWENSTACK_INLINE void quantize_group(F32x16& first, F32x16& second, uint8_t* gro
     int8_t* const to = reinterpret_cast<int8_t*>(group) + token * kGroupColumns;
     store_int8(to, codes[0]);
     store_int8(to + 16, codes[1]);
-    const I32x16 is_later = is_greater(lane_numbers() & broadcast_integer(2), broadcast_integer(0));  // 4i + 2, 4i + 3
-    const int32_t later[2] = {sum(codes[0] & is_later), sum(codes[1] & is_later)};
-    const int32_t earlier[2] = {sum(codes[0]) - later[0], sum(codes[1]) - later[1]};
-    const int32_t sums[3][2] = {
-        {earlier[0] + earlier[1], later[0] + later[1]}, {earlier[0], later[0]}, {earlier[1], later[1]}};
+    const PairSums halves[2] = {pair_sums(to), pair_sums(to + 16)};
+    const PairSums sums[3] = {halves[0] + halves[1], halves[0], halves[1]};
     uint8_t* field = group + num_tokens * kGroupColumns + token * sizeof(float);
     const size_t field_bytes = num_tokens * sizeof(float);
     std::memcpy(field, &scale.scale, sizeof scale.scale);
     for (int part = 0; part < 3; ++part) {
-        const int16_t minus_sums[2] = {static_cast<int16_t>(-sums[part][0]), static_cast<int16_t>(-sums[part][1])};
-        const float scaled_sum = scale.scale * static_cast<float>(sums[part][0] + sums[part][1]);
-        std::memcpy(field + (1 + part) * field_bytes, minus_sums, sizeof minus_sums);
+        const int32_t start = start_of_dots(sums[part]);
+        const float scaled_sum = scale.scale * static_cast<float>(sums[part].total());
+        std::memcpy(field + (1 + part) * field_bytes, &start, sizeof start);
         std::memcpy(field + (4 + part) * field_bytes, &scaled_sum, sizeof scaled_sum);
     }
     const F32x16 minus_scale = broadcast(-scale.scale);

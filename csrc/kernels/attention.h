@@ -218,13 +218,14 @@ private:
         }
         float maxima[kRows];
         for (size_t r = 0; r < kRows; ++r) {
-            const float largest_score = largest(max(scaled[r][0], scaled[r][1]));
-            const float old_maximum = scratch_.maxima[first_row + r];
-            maxima[r] = old_maximum > largest_score ? old_maximum : largest_score;  // NaN stays
-            // Mostly the maximum stays, and e^0 is 1.
-            corrections[r] =
-                maxima[r] == old_maximum ? broadcast(1.0f) : exponential(broadcast(old_maximum - maxima[r]));
-            scratch_.maxima[first_row + r] = maxima[r];
+            const F32x16 largest_scores = max(scaled[r][0], scaled[r][1]);
+            maxima[r] = scratch_.maxima[first_row + r];
+            corrections[r] = broadcast(1.0f);
+            if (is_any_greater(largest_scores, broadcast(maxima[r]))) {  // seldom, after the first chunks
+                const float largest_score = largest(largest_scores);
+                corrections[r] = exponential(broadcast(maxima[r] - largest_score));
+                scratch_.maxima[first_row + r] = maxima[r] = largest_score;
+            }
         }
         for (size_t r = 0; r < kRows; ++r) {
             F32x16 share[2];

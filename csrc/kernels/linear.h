@@ -53,17 +53,18 @@ inline void linear(const LinearJob& job, const Segment& segment, const TileRange
     const LinearScratch scratch(memory);
     const size_t end = range.first_tile + range.num_tiles;
     for (size_t first = range.first_tile; first < end; first += kMaxTiles) {
-        TileSet tiles{&segment, smaller(kMaxTiles, end - first), {}};
+        const size_t first_row = segment.first_row + first * kTileRows;
+        float* const first_out = job.out + range.first_token * job.out_stride + first_row;
+        TileSet tiles{&segment, smaller(kMaxTiles, end - first), {}, first_out};
         for (size_t i = 0; i < tiles.count; ++i) {
             tiles.tile[i] = tile_at(segment, first + i);
         }
         multiply_tiles(job, tiles, range, scratch, scratch.products);
         for (size_t i = 0; i < tiles.count; ++i) {
-            const size_t row = segment.first_row + (first + i) * kTileRows;
             const size_t count = segment.rows - (first + i) * kTileRows;
-            const F32x16 bias = bias_of(job, row, count);
+            const F32x16 bias = bias_of(job, first_row + i * kTileRows, count);
             for (size_t token = 0; token < range.num_tokens; ++token) {
-                float* const out = job.out + (range.first_token + token) * job.out_stride + row;
+                float* const out = first_out + token * job.out_stride + i * kTileRows;
                 F32x16 result = load(scratch.products + i * kProductFloats + token * kTileRows) + bias;
                 if (job.accumulate) {
                     result = load_first(out, count) + result;
@@ -77,13 +78,14 @@ inline void linear(const LinearJob& job, const Segment& segment, const TileRange
 // Multiplies a gate's and an up's tile, together if their format is the same.
 inline void multiply_gate_and_up(const LinearJob& job, const Segment& gate, const Segment& up, size_t tile,
                                  const TileRange& range, const LinearScratch& scratch) {
+    const float* const out = job.out + range.first_token * job.out_stride + tile * kTileRows;
     if (kMaxTiles >= 2 && gate.kind == up.kind && gate.format == up.format) {
-        TileSet both{&gate, 2, {tile_at(gate, tile)}};
+        TileSet both{&gate, 2, {tile_at(gate, tile)}, out};
         both.tile[kMaxTiles - 1] = tile_at(up, tile);
         return multiply_tiles(job, both, range, scratch, scratch.products);
     }
-    multiply_tiles(job, {&gate, 1, {tile_at(gate, tile)}}, range, scratch, scratch.products);
-    multiply_tiles(job, {&up, 1, {tile_at(up, tile)}}, range, scratch, scratch.products + kProductFloats);
+    multiply_tiles(job, {&gate, 1, {tile_at(gate, tile)}, out}, range, scratch, scratch.products);
+    multiply_tiles(job, {&up, 1, {tile_at(up, tile)}, out}, range, scratch, scratch.products + kProductFloats);
 }
 
 inline void gate_up_silu(const LinearJob& job, const Segment& gate, const Segment& up, const TileRange& range,

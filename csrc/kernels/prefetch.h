@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../weight_layout.h"
+
 namespace qwenstack {
 namespace {
 
@@ -24,6 +26,16 @@ QWENSTACK_INLINE void prefetch_share(const uint8_t* next, size_t num_bytes, size
     const uintptr_t first = reinterpret_cast<uintptr_t>(next);
     for (size_t i = num_bytes * index / num_shares; i < num_bytes * (index + 1) / num_shares; i += 64) {
         __builtin_prefetch(reinterpret_cast<const void*>(first + i));
+    }
+}
+
+// Asks for the places of results, a cache line for each tile and token: they are far apart, and are written soon.
+template <size_t kTiles, size_t kTokens>
+QWENSTACK_INLINE void prefetch_results(const float* out, size_t out_stride) {
+    for (size_t token = 0; token < kTokens; ++token) {
+        for (size_t tile = 0; tile < kTiles; ++tile) {
+            __builtin_prefetch(out + token * out_stride + tile * kTileRows, 1);
+        }
     }
 }
 

@@ -24,6 +24,7 @@ struct TileSet {
     const Segment* segment;  // of the first tile
     size_t count;            // 1…kMaxTiles
     const uint8_t* tile[kMaxTiles];
+    const float* out;  // where the range's first token will have its results, of all tiles in a row
 };
 
 static constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
@@ -123,7 +124,7 @@ QWENSTACK_INLINE void start_dots(const ActivationGroup& group, size_t part, Grou
     static_assert(kFormat.zero == 0 || kSettledQuads<kFormat> == quads_per_scale(kFormat), "a zero is subtracted once");
     QWENSTACK_UNROLL
     for (size_t token = 0; token < kTokens; ++token) {
-        dots[token].start(group.minus_sums(part, token));
+        dots[token].start(group.start_of_dots(part, token));
     }
 }
 
@@ -339,6 +340,7 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
     }
     for (size_t group = 0; group < num_groups; group += kRunGroups) {
         const size_t run_groups = smaller(kRunGroups, num_groups - group);
+        const bool is_last_run = group + run_groups == num_groups;
         for (size_t i = 0; i < kTiles; ++i) {
             expand_groups<kFormat>(readers[i], run_groups, runs + i * kMaxRunBytes);
         }
@@ -348,6 +350,9 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
             }
             const size_t token = block * kBlockTokens;
             with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {
+                if (is_last_run) {
+                    prefetch_results<kTiles, kTokens>(tiles.out + token * job.out_stride, job.out_stride);
+                }
                 const uint8_t* const activations = job.activations + (range.first_token + token) * token_bytes +
                                                    group * kTokens * kActivationGroupBytes;
                 add_expanded_products<kFormat, kTiles, kTokens>(runs, run_groups, activations,

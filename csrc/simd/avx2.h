@@ -138,6 +138,10 @@ QWENSTACK_INLINE float largest(F32x16 a) {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+QWENSTACK_INLINE bool is_any_greater(F32x16 a, F32x16 b) {
+    const __m256 low = _mm256_cmp_ps(a.low, b.low, _CMP_GT_OQ), high = _mm256_cmp_ps(a.high, b.high, _CMP_GT_OQ);
+    return _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0;
+}
 QWENSTACK_INLINE int32_t largest(I32x16 a) {
     const __m256i eight = _mm256_max_epi32(a.low, a.high);
     const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
@@ -215,8 +219,27 @@ QWENSTACK_INLINE F32x16 kept(F32x16 a) {
 // Keeps the compiler from putting off sums until it runs out of registers.
 QWENSTACK_INLINE void keep_in_registers(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
 
+struct PairSums {
+    int32_t earlier;
+    int32_t later;
+
+    QWENSTACK_INLINE PairSums operator+(PairSums other) const { return {earlier + other.earlier, later + other.later}; }
+    QWENSTACK_INLINE int32_t total() const { return earlier + later; }
+};
+QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
+    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(activations));
+    const __m128i eight = _mm_maddubs_epi16(_mm_set1_epi8(1), values);
+    const __m128i four = _mm_add_epi16(eight, _mm_shuffle_epi32(eight, 0x4E));
+    const int32_t both = _mm_cvtsi128_si32(_mm_add_epi16(four, _mm_shuffle_epi32(four, 0xB1)));
+    return {static_cast<int16_t>(both), both >> 16};
+}
+
+QWENSTACK_INLINE int32_t start_of_dots(PairSums sums) {  // one 16-bit number for each of a lane's pairs
+    return static_cast<int32_t>(static_cast<uint32_t>(-sums.later) << 16 | static_cast<uint16_t>(-sums.earlier));
+}
+
 // Pairs of products are summed in 16 bits, which may wrap around on the way: the sums of (code - zero) · activation, at
-// most 2 · 127 · kMost for each quad, fit at the end. With a zero this end must be the only one: it is in `minus_sums`.
+// most 2 · 127 · kMost for each quad, fit at the end. With a zero this end must be the only one: it is in `start`.
 template <int kCodeBits, int kZero>
 struct DotSum {
     static constexpr int kMost = std::max(kZero, (1 << kCodeBits) - 1 - kZero);
@@ -225,13 +248,11 @@ struct DotSum {
     I32x16 total;
     __m256i pairs_low, pairs_high;
 
-    QWENSTACK_INLINE void start(const int16_t* minus_sums) {
+    QWENSTACK_INLINE void start(int32_t start) {
         total = broadcast_integer(0);
         pairs_low = pairs_high = _mm256_setzero_si256();
         if constexpr (kZero != 0) {
-            int32_t both;
-            std::memcpy(&both, minus_sums, sizeof both);
-            pairs_low = pairs_high = _mm256_mullo_epi16(_mm256_set1_epi32(both), _mm256_set1_epi16(kZero));
+            pairs_low = pairs_high = _mm256_mullo_epi16(_mm256_set1_epi32(start), _mm256_set1_epi16(kZero));
         }
     }
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
@@ -257,7 +278,7 @@ struct DotSum<8, kZero> {
     static constexpr size_t kSettleAfter = 8;
     I32x16 total;
 
-    QWENSTACK_INLINE void start(const int16_t*) { total = broadcast_integer(0); }
+    QWENSTACK_INLINE void start(int32_t) { total = broadcast_integer(0); }
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
         int32_t four;
         std::memcpy(&four, activations, sizeof four);

@@ -99,6 +99,7 @@ QWENSTACK_INLINE float largest(F32x16 a) {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+QWENSTACK_INLINE bool is_any_greater(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0; }
 QWENSTACK_INLINE int32_t largest(I32x16 a) { return _mm512_reduce_max_epi32(a.v); }
 
 QWENSTACK_INLINE void transpose(F32x16 rows[16]) {
@@ -148,17 +149,35 @@ QWENSTACK_INLINE F32x16 kept(F32x16 a) {
     return a;
 }
 
+struct PairSums {
+    int32_t earlier;
+    int32_t later;
+
+    QWENSTACK_INLINE PairSums operator+(PairSums other) const { return {earlier + other.earlier, later + other.later}; }
+    QWENSTACK_INLINE int32_t total() const { return earlier + later; }
+};
+QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
+    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(activations));
+    const __m128i eight = _mm_maddubs_epi16(_mm_set1_epi8(1), values);
+    const __m128i four = _mm_add_epi16(eight, _mm_shuffle_epi32(eight, 0x4E));
+    const int32_t both = _mm_cvtsi128_si32(_mm_add_epi16(four, _mm_shuffle_epi32(four, 0xB1)));
+    return {static_cast<int16_t>(both), both >> 16};
+}
+
+QWENSTACK_INLINE int32_t start_of_dots(PairSums sums) { return -sums.total(); }
+
+// Zeros are powers of two, and a shift leaves the multipliers to the products.
 template <int kCodeBits, int kZero>
 struct DotSum {
     static constexpr size_t kSettleAfter = 8;
     I32x16 total;
 
-    QWENSTACK_INLINE void start(const int16_t* minus_sums) {
-        total = broadcast_integer(0);
-        if constexpr (kZero != 0) {
-            int32_t both;
-            std::memcpy(&both, minus_sums, sizeof both);
-            total.v = _mm512_madd_epi16(_mm512_set1_epi32(both), _mm512_set1_epi16(kZero));
+    QWENSTACK_INLINE void start(int32_t start) {
+        if constexpr (kZero == 0) {
+            total = broadcast_integer(0);
+        } else {
+            static_assert((kZero & (kZero - 1)) == 0);
+            total = shift_left<__builtin_ctz(kZero)>(broadcast_integer(start));
         }
     }
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {

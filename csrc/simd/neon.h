@@ -175,6 +175,13 @@ QWENSTACK_INLINE float largest(F32x16 a) {
     const float first = vgetq_lane_f32(two, 0), second = vgetq_lane_f32(two, 1);
     return first > second ? first : second;
 }
+QWENSTACK_INLINE bool is_any_greater(F32x16 a, F32x16 b) {
+    uint32x4_t found = vdupq_n_u32(0);
+    for (int i = 0; i < 4; ++i) {
+        found = vorrq_u32(found, vcgtq_f32(a.quarter[i], b.quarter[i]));
+    }
+    return vmaxvq_u32(found) != 0;
+}
 QWENSTACK_INLINE int32_t largest(I32x16 a) {
     return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.quarter[0], a.quarter[1]), vmaxq_s32(a.quarter[2], a.quarter[3])));
 }
@@ -237,6 +244,21 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
 
 QWENSTACK_INLINE F32x16 kept(F32x16 a) { return a; }
 
+struct PairSums {
+    int32_t earlier;
+    int32_t later;
+
+    QWENSTACK_INLINE PairSums operator+(PairSums other) const { return {earlier + other.earlier, later + other.later}; }
+    QWENSTACK_INLINE int32_t total() const { return earlier + later; }
+};
+QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
+    const int16x8_t eight = vpaddlq_s8(vld1q_s8(activations));  // of 4i and 4i + 1, of 4i + 2 and 4i + 3, and so on
+    const int16x8_t evens = vuzp1q_s16(eight, eight), odds = vuzp2q_s16(eight, eight);
+    return {vaddv_s16(vget_low_s16(evens)), vaddv_s16(vget_low_s16(odds))};
+}
+
+QWENSTACK_INLINE int32_t start_of_dots(PairSums sums) { return -sums.total(); }
+
 // The dot instruction takes signed bytes. A code of at most 6 bits is one; one of 8 bits becomes one by losing its
 // zero.
 template <int kCodeBits, int kZero>
@@ -244,9 +266,7 @@ struct DotSum {
     static constexpr size_t kSettleAfter = 8;
     I32x16 total;
 
-    QWENSTACK_INLINE void start(const int16_t* minus_sums) {
-        total = broadcast_integer(kCodeBits == 8 ? 0 : kZero * (minus_sums[0] + minus_sums[1]));
-    }
+    QWENSTACK_INLINE void start(int32_t start) { total = broadcast_integer(kCodeBits == 8 ? 0 : kZero * start); }
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
         int32_t four;
         std::memcpy(&four, activations, sizeof four);

@@ -232,6 +232,15 @@ QWENSTACK_INLINE float largest(F32x16 a) {
     }
     return a.lane[0];
 }
+// Whether any lane of a is greater than that of b; NaN is not.
+QWENSTACK_INLINE bool is_any_greater(F32x16 a, F32x16 b) {
+    for (int i = 0; i < 16; ++i) {
+        if (a.lane[i] > b.lane[i]) {
+            return true;
+        }
+    }
+    return false;
+}
 QWENSTACK_INLINE int32_t largest(I32x16 a) {
     int32_t result = a.lane[0];
     for (int i = 1; i < 16; ++i) {
@@ -273,19 +282,37 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
 // A value that is used several times in a row: loaded into a register once, rather than from memory at each use.
 QWENSTACK_INLINE F32x16 kept(F32x16 a) { return a; }
 
+// Sums of 16 activations: of columns 4i and 4i + 1, and of 4i + 2 and 4i + 3.
+struct PairSums {
+    int32_t earlier;
+    int32_t later;
+
+    QWENSTACK_INLINE PairSums operator+(PairSums other) const { return {earlier + other.earlier, later + other.later}; }
+    QWENSTACK_INLINE int32_t total() const { return earlier + later; }
+};
+QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
+    PairSums sums{0, 0};
+    for (int i = 0; i < 16; i += 4) {
+        sums.earlier += activations[i] + activations[i + 1];
+        sums.later += activations[i + 2] + activations[i + 3];
+    }
+    return sums;
+}
+
 // Sums over one group of columns: lane by lane Σ (code - zero) · activation, exact. Codes are unsigned, of `kCodeBits`
 // bits; activations lie in -127…127. Codes of 8 bits mean 0 by 128.
 //
 // Sums may be kept in narrow integers for a while: after every kSettleAfter quads, `settle` must be called.
+//
+// `start` takes what `start_of_dots` made of the activations of all quads that will be added.
+QWENSTACK_INLINE int32_t start_of_dots(PairSums sums) { return -sums.total(); }
+
 template <int kCodeBits, int kZero>
 struct DotSum {
     static constexpr size_t kSettleAfter = 8;
     I32x16 total;
 
-    // `minus_sums` are -Σ activation of all quads that will be added: of columns 4i and 4i + 1, of 4i + 2 and 4i + 3.
-    QWENSTACK_INLINE void start(const int16_t* minus_sums) {
-        total = broadcast_integer(kZero * (minus_sums[0] + minus_sums[1]));
-    }
+    QWENSTACK_INLINE void start(int32_t start) { total = broadcast_integer(kZero * start); }
     // Takes four columns: a quad of codes, and their four activations.
     QWENSTACK_INLINE void add(U8x64 codes, const int8_t* activations) {
         total = map_integer_lanes([&](int i) {
