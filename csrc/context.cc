@@ -80,7 +80,7 @@ void Context::normalise(LinearJob& job, float* normed) {
         return;
     }
     const NormJob norm{job.x, job.norm_weight, job.eps, job.in_features, normed};
-    pool_.run_from_both_ends(job.num_tokens, [&](size_t row, size_t) { kernels_.rms_norm_row(norm, row); });
+    pool_.run_in_halves(job.num_tokens, [&](size_t row, size_t) { kernels_.rms_norm_row(norm, row); });
     job.normed = normed;
 }
 
@@ -120,7 +120,7 @@ void Context::prepare_activations() {
             rest += size;
         }
     }
-    pool_.run_from_both_ends(blocks_.size(), [&](size_t index, size_t) {
+    pool_.run_in_halves(blocks_.size(), [&](size_t index, size_t) {
         const Block& block = blocks_[index];
         const size_t num_tokens = std::min(kernels_.block_tokens, block.job->num_tokens - block.first_token);
         kernels_.quantize_block(*block.job, block.first_token, num_tokens, block.activations, block.rest);
@@ -189,7 +189,7 @@ void Context::run_linear_parts(Work work) {
     if (products_.front().job.num_tokens <= kFewTokens) {
         pool_.run(linear_parts_.size(), run_part);
     } else {
-        pool_.run_from_both_ends(linear_parts_.size(), run_part);
+        pool_.run_in_halves(linear_parts_.size(), run_part);
     }
 }
 
@@ -412,7 +412,7 @@ void Context::run_lora_part(const LoraPart& part, size_t thread) {
 void Context::rope_and_write_kv(const RopeJob& job, CacheType type, size_t num_tokens) {
     const std::lock_guard lock(mutex_);
     const size_t part_tokens = std::clamp<size_t>(num_tokens / (4 * pool_.num_threads()), 1, kMostRopeTokens);
-    pool_.run_from_both_ends((num_tokens + part_tokens - 1) / part_tokens, [&](size_t part, size_t) {
+    pool_.run_in_halves((num_tokens + part_tokens - 1) / part_tokens, [&](size_t part, size_t) {
         const size_t end = std::min(num_tokens, (part + 1) * part_tokens);
         for (size_t token = part * part_tokens; token < end; ++token) {
             kernels_.rope_and_write_kv(job, type, token);
@@ -428,7 +428,7 @@ void Context::attend(const AttentionJob& job, CacheType type, size_t num_sequenc
     for (size_t sequence = 0; sequence < num_sequences; ++sequence) {
         const size_t num_queries = static_cast<size_t>(job.query_start[sequence + 1] - job.query_start[sequence]);
         const size_t num_parts = (num_queries + max_queries - 1) / max_queries;
-        for (size_t part = 0; part < num_parts; ++part) {
+        for (size_t part = num_parts; part-- > 0;) {  // late queries see most keys: the longest work comes first
             const size_t first_query = part * max_queries;
             for (size_t kv_head = 0; kv_head < job.num_kv_heads; ++kv_head) {
                 attention_parts_.push_back(
@@ -437,7 +437,7 @@ void Context::attend(const AttentionJob& job, CacheType type, size_t num_sequenc
         }
     }
     reserve_thread_scratch(kernels_.attention_scratch_bytes(job, max_queries));
-    pool_.run_from_both_ends(attention_parts_.size(), [&](size_t index, size_t thread) {
+    pool_.run(attention_parts_.size(), [&](size_t index, size_t thread) {
         kernels_.attend(job, type, attention_parts_[index], thread_scratch(thread));
     });
 }

@@ -40,15 +40,22 @@ public:
             &work);
     }
 
-    // The same, for chunks in the order of the tokens that they are about: half of the threads claim them from the
-    // front and half from the back, so that a thread meets in one operation mostly what it wrote in the last.
+    // The same, for chunks in the order of the tokens that they are about: half of the threads begin with the first
+    // chunk and half with the middle one, so that a thread meets in one operation mostly what it wrote in the last. Who
+    // is through with a half takes the other's last ones.
     template <typename Work>
-    void run_from_both_ends(size_t num_chunks, Work&& work) {
-        std::atomic<uint64_t> claimed{0};             // from the back in the high half, from the front in the low half
-        run(num_chunks, [&](size_t, size_t thread) {  // as often as there are chunks, so that the ends meet exactly
-            const bool is_from_front = thread % 2 == 0;
-            const uint64_t before = claimed.fetch_add(is_from_front ? 1 : uint64_t{1} << 32, std::memory_order_relaxed);
-            work(is_from_front ? static_cast<uint32_t>(before) : num_chunks - 1 - (before >> 32), thread);
+    void run_in_halves(size_t num_chunks, Work&& work) {
+        const size_t middle = (num_chunks + 1) / 2;
+        std::atomic<uint64_t> claimed{0};  // from the middle on in the high half, from the first on in the low half
+        run(num_chunks, [&](size_t, size_t thread) {  // as often as there are chunks: the claims meet and never cross
+            const bool is_first_half = thread % 2 == 0;
+            const uint64_t before = claimed.fetch_add(is_first_half ? 1 : uint64_t{1} << 32, std::memory_order_relaxed);
+            const size_t claim = is_first_half ? static_cast<uint32_t>(before) : before >> 32;
+            if (is_first_half) {
+                work(claim < middle ? claim : num_chunks - 1 - (claim - middle), thread);
+            } else {
+                work(claim < num_chunks - middle ? middle + claim : num_chunks - 1 - claim, thread);
+            }
         });
     }
 

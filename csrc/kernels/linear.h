@@ -55,7 +55,7 @@ inline void linear(const LinearJob& job, const Segment& segment, const TileRange
     for (size_t first = range.first_tile; first < end; first += kMaxTiles) {
         const size_t first_row = segment.first_row + first * kTileRows;
         float* const first_out = job.out + range.first_token * job.out_stride + first_row;
-        TileSet tiles{&segment, smaller(kMaxTiles, end - first), {}, first_out};
+        TileSet tiles{&segment, smaller(kMaxTiles, end - first), {}, kMaxTiles * segment.tile_bytes, first_out};
         for (size_t i = 0; i < tiles.count; ++i) {
             tiles.tile[i] = tile_at(segment, first + i);
         }
@@ -80,12 +80,13 @@ inline void multiply_gate_and_up(const LinearJob& job, const Segment& gate, cons
                                  const TileRange& range, const LinearScratch& scratch) {
     const float* const out = job.out + range.first_token * job.out_stride + tile * kTileRows;
     if (kMaxTiles >= 2 && gate.kind == up.kind && gate.format == up.format) {
-        TileSet both{&gate, 2, {tile_at(gate, tile)}, out};
+        TileSet both{&gate, 2, {tile_at(gate, tile)}, gate.tile_bytes, out};
         both.tile[kMaxTiles - 1] = tile_at(up, tile);
         return multiply_tiles(job, both, range, scratch, scratch.products);
     }
-    multiply_tiles(job, {&gate, 1, {tile_at(gate, tile)}, out}, range, scratch, scratch.products);
-    multiply_tiles(job, {&up, 1, {tile_at(up, tile)}, out}, range, scratch, scratch.products + kProductFloats);
+    multiply_tiles(job, {&gate, 1, {tile_at(gate, tile)}, gate.tile_bytes, out}, range, scratch, scratch.products);
+    multiply_tiles(job, {&up, 1, {tile_at(up, tile)}, up.tile_bytes, out}, range, scratch,
+                   scratch.products + kProductFloats);
 }
 
 inline void gate_up_silu(const LinearJob& job, const Segment& gate, const Segment& up, const TileRange& range,

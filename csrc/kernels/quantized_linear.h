@@ -24,6 +24,7 @@ struct TileSet {
     const Segment* segment;  // of the first tile
     size_t count;            // 1…kMaxTiles
     const uint8_t* tile[kMaxTiles];
+    size_t step;       // bytes from a tile to the one that will be multiplied next in its place
     const float* out;  // where the range's first token will have its results, of all tiles in a row
 };
 
@@ -346,7 +347,8 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
         }
         for (size_t block = 0; block < num_blocks; ++block) {
             for (size_t i = 0; i < kTiles; ++i) {
-                prefetch_share(readers[i].position(), run_groups * group_bytes(kFormat), block, num_blocks);
+                const uint8_t* const next = is_last_run ? tiles.tile[i] + tiles.step : readers[i].position();
+                prefetch_share(next, run_groups * group_bytes(kFormat), block, num_blocks);
             }
             const size_t token = block * kBlockTokens;
             with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {
