@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.config import EngineConfig
 from qwenstack.engine.engine import Engine
 from qwenstack.engine.loading import LoadedModel, load_model
+from qwenstack.kernels import supported_isas
 from qwenstack.models import KVCache
 
 MAX_MODEL_LEN = 256
@@ -57,15 +59,20 @@ class Bed:
         return self.known[name]
 
 
-def load_bed(path: Path, **config: int) -> Bed:
+def load_bed(path: Path, **config: Any) -> Bed:
     return Bed(load_model(EngineConfig(model_path=path, model_name="m", max_model_len=MAX_MODEL_LEN, **config)))
 
 
+@pytest.fixture(scope="module", params=supported_isas())
+def isa(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module", params=[QWEN3_Q8, QWEN2_Q5], ids=["qwen3-q8_0-q4_0", "qwen2-q5_0-q4_1"])
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bed:
+def tiny(isa: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bed:
     shape: TinyShape = request.param
     path = write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", shape)
-    return load_bed(path, num_threads=2, kv_cache_memory_bytes=1 << 22)
+    return load_bed(path, num_threads=2, kv_cache_memory_bytes=1 << 22, isa=isa)
 
 
 @st.composite
