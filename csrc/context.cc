@@ -18,13 +18,14 @@ constexpr size_t kLeastPartBytes = size_t{32} << 10;
 constexpr size_t kMostPartBytes = size_t{512} << 10;
 constexpr double kPartsOfTheRest = 1.5;  // for each thread
 constexpr size_t kManyTokensTiles = 2;
+// A range has fewer tokens than share an expanded tile at best, down to this, where each thread would find few parts.
+constexpr size_t kLeastRangeTokens = 64;
+constexpr size_t kPartsPerThread = 4;
 // Tiles of a factor of an adapter with many tokens: its inner dimension is a rank, so that a tile alone is little work.
 constexpr size_t kLoraTiles = 16;
 // From so many adapters of few tokens for each thread on, an adapter is one part, both of its factors without a wait
 // between them.
 constexpr size_t kAdaptersPerThread = 4;
-// Tokens whose rows one part turns: to claim a part costs about as much as to turn one.
-constexpr size_t kMostRopeTokens = 16;
 // Rows (query heads of queries) that share one pass over the keys: their results fit the first-level cache.
 constexpr size_t kAttentionRows = 128;
 
@@ -135,9 +136,23 @@ size_t Context::tiles_to_read(const Segment& segment, size_t tiles_left) const {
     return std::clamp<size_t>(bytes / segment.tile_bytes, 1, tiles_left);
 }
 
-// The parts of a segment's product with the range of tokens that begins here.
-void Context::split(const LinearJob& job, const Segment& segment, const Segment* up, size_t first_token) {
-    const size_t num_tokens = std::min(kMaxRangeTokens, job.num_tokens - first_token);
+// Calls `function(first_token, num_tokens)` for the ranges of tokens of a product with so many rows.
+template <typename Function>
+void Context::for_each_range(size_t num_tokens, size_t num_rows, Function function) const {
+    const size_t row_parts = (num_rows + kManyTokensTiles * kTileRows - 1) / (kManyTokensTiles * kTileRows);
+    const size_t enough_parts = kPartsPerThread * pool_.num_threads();
+    size_t range = kMaxRangeTokens;
+    while (range > kLeastRangeTokens && (num_tokens + range - 1) / range * row_parts < enough_parts) {
+        range /= 2;
+    }
+    for (size_t token = 0; token < num_tokens; token += range) {
+        function(token, std::min(range, num_tokens - token));
+    }
+}
+
+// The parts of a segment's product with a range of tokens.
+void Context::split(const LinearJob& job, const Segment& segment, const Segment* up, size_t first_token,
+                    size_t num_tokens) {
     size_t num_tiles = 0;
     for (size_t tile = 0; tile < segment.num_tiles; tile += num_tiles) {
         const size_t left = segment.num_tiles - tile;
@@ -169,13 +184,13 @@ void Context::multiply() {
 void Context::multiply_segments(bool only_quantized) {
     linear_parts_.clear();
     for (const Product& product : products_) {
-        for (size_t token = 0; token < product.job.num_tokens; token += kMaxRangeTokens) {
+        for_each_range(product.job.num_tokens, product.packed->out_features(), [&](size_t first, size_t num_tokens) {
             for (const Segment& segment : product.packed->segments()) {
                 if (!only_quantized || segment.kind == WeightKind::kQuantized) {
-                    split(product.job, segment, nullptr, token);
+                    split(product.job, segment, nullptr, first, num_tokens);
                 }
             }
-        }
+        });
     }
     run_linear_parts([&](const LinearPart& part, size_t thread) {
         kernels_.linear(*part.job, *part.segment, part.range, thread_scratch(thread));
@@ -186,7 +201,8 @@ void Context::multiply_segments(bool only_quantized) {
 template <typename Work>
 void Context::run_linear_parts(Work work) {
     auto run_part = [&](size_t index, size_t thread) { work(linear_parts_[index], thread); };
-    if (products_.front().job.num_tokens <= kFewTokens) {
+    const auto has_few_tokens = [](const Product& product) { return product.job.num_tokens <= kFewTokens; };
+    if (std::all_of(products_.begin(), products_.end(), has_few_tokens)) {
         pool_.run(linear_parts_.size(), run_part);
     } else {
         pool_.run_in_halves(linear_parts_.size(), run_part);
@@ -207,9 +223,10 @@ void Context::multiply_gates() {
     reserve_thread_scratch(kernels_.linear_scratch_bytes());
     linear_parts_.clear();
     for (const Product& product : products_) {
-        for (size_t token = 0; token < product.job.num_tokens; token += kMaxRangeTokens) {
-            split(product.job, product.packed->segments()[0], &product.packed->segments()[1], token);
-        }
+        const std::vector<Segment>& segments = product.packed->segments();
+        for_each_range(product.job.num_tokens, segments[0].rows, [&](size_t first, size_t num_tokens) {
+            split(product.job, segments[0], &segments[1], first, num_tokens);
+        });
     }
     run_linear_parts([&](const LinearPart& part, size_t thread) {
         kernels_.gate_up_silu(*part.job, *part.segment, *part.up, part.range, thread_scratch(thread));
@@ -381,13 +398,13 @@ void Context::run_lora_in_parts(const std::vector<LoraPart>& factors) {
     lora_parts_.clear();
     for (const LoraPart& whole : factors) {
         const size_t num_tokens = whole.range.num_tokens;
-        for (size_t token = 0; token < num_tokens; token += kMaxRangeTokens) {
+        for (size_t token = 0; token < num_tokens; token += kLeastRangeTokens) {
             size_t num_tiles = 0;
             for (size_t tile = 0; tile < whole.range.num_tiles; tile += num_tiles) {
                 const size_t left = whole.range.num_tiles - tile;
                 num_tiles = num_tokens <= kFewTokens ? tiles_to_read(*whole.factor, left) : std::min(kLoraTiles, left);
                 LoraPart part = whole;
-                part.range = {tile, num_tiles, token, std::min(kMaxRangeTokens, num_tokens - token)};
+                part.range = {tile, num_tiles, token, std::min(kLeastRangeTokens, num_tokens - token)};
                 lora_parts_.push_back(part);
             }
         }
@@ -411,13 +428,7 @@ void Context::run_lora_part(const LoraPart& part, size_t thread) {
 
 void Context::rope_and_write_kv(const RopeJob& job, CacheType type, size_t num_tokens) {
     const std::lock_guard lock(mutex_);
-    const size_t part_tokens = std::clamp<size_t>(num_tokens / (4 * pool_.num_threads()), 1, kMostRopeTokens);
-    pool_.run_in_halves((num_tokens + part_tokens - 1) / part_tokens, [&](size_t part, size_t) {
-        const size_t end = std::min(num_tokens, (part + 1) * part_tokens);
-        for (size_t token = part * part_tokens; token < end; ++token) {
-            kernels_.rope_and_write_kv(job, type, token);
-        }
-    });
+    pool_.run_in_halves(num_tokens, [&](size_t token, size_t) { kernels_.rope_and_write_kv(job, type, token); });
 }
 
 void Context::attend(const AttentionJob& job, CacheType type, size_t num_sequences) {

@@ -128,7 +128,9 @@ private:
     void multiply_gates();
     void multiply_gates_apart();
     size_t tiles_to_read(const Segment& segment, size_t tiles_left) const;
-    void split(const LinearJob& job, const Segment& segment, const Segment* up, size_t first_token);
+    template <typename Function>
+    void for_each_range(size_t num_tokens, size_t num_rows, Function function) const;
+    void split(const LinearJob& job, const Segment& segment, const Segment* up, size_t first_token, size_t num_tokens);
     void order_by_expert(const ExpertsJob& job, size_t num_places);
     void place_products(const ExpertsJob& job, const PackedLinear* Expert::* matrix, const float* x, float* out);
     void run_lora_by_adapter();

@@ -1,4 +1,4 @@
-// Weights are read once from front to back; this asks for them before they are needed.
+// Weights are read once from front to back, results are written far apart: both are asked for before they are needed.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +22,7 @@ QWENSTACK_INLINE void prefetch_weights_after(const uint8_t* in_work, size_t num_
 }
 
 // Asks for share `index` of `num_shares` of what is needed next, so that memory is read while there is work to do.
-QWENSTACK_INLINE void prefetch_share(const uint8_t* next, size_t num_bytes, size_t index, size_t num_shares) {
-    const uintptr_t first = reinterpret_cast<uintptr_t>(next);
+QWENSTACK_INLINE void prefetch_share(uintptr_t first, size_t num_bytes, size_t index, size_t num_shares) {
     for (size_t i = num_bytes * index / num_shares; i < num_bytes * (index + 1) / num_shares; i += 64) {
         __builtin_prefetch(reinterpret_cast<const void*>(first + i));
     }

@@ -25,7 +25,7 @@ struct TileSet {
     size_t count;            // 1…kMaxTiles
     const uint8_t* tile[kMaxTiles];
     size_t step;       // bytes from a tile to the one that will be multiplied next in its place
-    const float* out;  // where the range's first token will have its results, of all tiles in a row
+    const float* out;  // where the range's first token will have the first tile's results; others follow them
 };
 
 static constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
@@ -342,13 +342,15 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
     for (size_t group = 0; group < num_groups; group += kRunGroups) {
         const size_t run_groups = smaller(kRunGroups, num_groups - group);
         const bool is_last_run = group + run_groups == num_groups;
+        const size_t next_groups = is_last_run ? smaller(kRunGroups, num_groups) : run_groups;
         for (size_t i = 0; i < kTiles; ++i) {
             expand_groups<kFormat>(readers[i], run_groups, runs + i * kMaxRunBytes);
         }
         for (size_t block = 0; block < num_blocks; ++block) {
             for (size_t i = 0; i < kTiles; ++i) {
-                const uint8_t* const next = is_last_run ? tiles.tile[i] + tiles.step : readers[i].position();
-                prefetch_share(next, run_groups * group_bytes(kFormat), block, num_blocks);
+                const uintptr_t next = is_last_run ? reinterpret_cast<uintptr_t>(tiles.tile[i]) + tiles.step
+                                                   : reinterpret_cast<uintptr_t>(readers[i].position());
+                prefetch_share(next, next_groups * group_bytes(kFormat), block, num_blocks);
             }
             const size_t token = block * kBlockTokens;
             with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {

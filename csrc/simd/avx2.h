@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pair_sums.h"
+
 namespace qwenstack {
 namespace {
 
@@ -126,12 +128,6 @@ QWENSTACK_INLINE float sum(F32x16 a) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-QWENSTACK_INLINE int32_t sum(I32x16 a) {
-    const __m256i eight = _mm256_add_epi32(a.low, a.high);
-    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
-}
 QWENSTACK_INLINE float largest(F32x16 a) {
     const __m256 eight = _mm256_max_ps(a.low, a.high);
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -219,13 +215,6 @@ QWENSTACK_INLINE F32x16 kept(F32x16 a) {
 // Keeps the compiler from putting off sums until it runs out of registers.
 QWENSTACK_INLINE void keep_in_registers(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
 
-struct PairSums {
-    int32_t earlier;
-    int32_t later;
-
-    QWENSTACK_INLINE PairSums operator+(PairSums other) const { return {earlier + other.earlier, later + other.later}; }
-    QWENSTACK_INLINE int32_t total() const { return earlier + later; }
-};
 QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
     const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(activations));
     const __m128i eight = _mm_maddubs_epi16(_mm_set1_epi8(1), values);

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pair_sums.h"
+
 namespace qwenstack {
 namespace {
 
@@ -92,7 +94,6 @@ QWENSTACK_INLINE float sum(F32x16 a) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-QWENSTACK_INLINE int32_t sum(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 QWENSTACK_INLINE float largest(F32x16 a) {
     const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -149,13 +150,6 @@ QWENSTACK_INLINE F32x16 kept(F32x16 a) {
     return a;
 }
 
-struct PairSums {
-    int32_t earlier;
-    int32_t later;
-
-    QWENSTACK_INLINE PairSums operator+(PairSums other) const { return {earlier + other.earlier, later + other.later}; }
-    QWENSTACK_INLINE int32_t total() const { return earlier + later; }
-};
 QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
     const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(activations));
     const __m128i eight = _mm_maddubs_epi16(_mm_set1_epi8(1), values);

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pair_sums.h"
+
 namespace qwenstack {
 namespace {
 
@@ -166,9 +168,6 @@ QWENSTACK_INLINE float sum(F32x16 a) {
     const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
-QWENSTACK_INLINE int32_t sum(I32x16 a) {
-    return vaddvq_s32(vaddq_s32(vaddq_s32(a.quarter[0], a.quarter[1]), vaddq_s32(a.quarter[2], a.quarter[3])));
-}
 QWENSTACK_INLINE float largest(F32x16 a) {
     const float32x4_t four = larger(larger(a.quarter[0], a.quarter[2]), larger(a.quarter[1], a.quarter[3]));
     const float32x4_t two = larger(four, vextq_f32(four, four, 2));
@@ -177,9 +176,7 @@ QWENSTACK_INLINE float largest(F32x16 a) {
 }
 QWENSTACK_INLINE bool is_any_greater(F32x16 a, F32x16 b) {
     uint32x4_t found = vdupq_n_u32(0);
-    for (int i = 0; i < 4; ++i) {
-        found = vorrq_u32(found, vcgtq_f32(a.quarter[i], b.quarter[i]));
-    }
+    QWENSTACK_EACH_QUARTER { found = vorrq_u32(found, vcgtq_f32(a.quarter[i], b.quarter[i])); }
     return vmaxvq_u32(found) != 0;
 }
 QWENSTACK_INLINE int32_t largest(I32x16 a) {
@@ -244,13 +241,6 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
 
 QWENSTACK_INLINE F32x16 kept(F32x16 a) { return a; }
 
-struct PairSums {
-    int32_t earlier;
-    int32_t later;
-
-    QWENSTACK_INLINE PairSums operator+(PairSums other) const { return {earlier + other.earlier, later + other.later}; }
-    QWENSTACK_INLINE int32_t total() const { return earlier + later; }
-};
 QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
     const int16x8_t eight = vpaddlq_s8(vld1q_s8(activations));  // of 4i and 4i + 1, of 4i + 2 and 4i + 3, and so on
     const int16x8_t evens = vuzp1q_s16(eight, eight), odds = vuzp2q_s16(eight, eight);

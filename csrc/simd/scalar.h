@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pair_sums.h"
+
 namespace qwenstack {
 namespace {
 
@@ -217,13 +219,6 @@ QWENSTACK_INLINE float sum(F32x16 a) {
     }
     return a.lane[0];
 }
-QWENSTACK_INLINE int32_t sum(I32x16 a) {
-    int32_t total = 0;
-    for (int i = 0; i < 16; ++i) {
-        total += a.lane[i];
-    }
-    return total;
-}
 QWENSTACK_INLINE float largest(F32x16 a) {
     for (int width = 8; width > 0; width /= 2) {
         for (int i = 0; i < width; ++i) {
@@ -282,14 +277,7 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
 // A value that is used several times in a row: loaded into a register once, rather than from memory at each use.
 QWENSTACK_INLINE F32x16 kept(F32x16 a) { return a; }
 
-// Sums of 16 activations: of columns 4i and 4i + 1, and of 4i + 2 and 4i + 3.
-struct PairSums {
-    int32_t earlier;
-    int32_t later;
-
-    QWENSTACK_INLINE PairSums operator+(PairSums other) const { return {earlier + other.earlier, later + other.later}; }
-    QWENSTACK_INLINE int32_t total() const { return earlier + later; }
-};
+// Sums of 16 activations.
 QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
     PairSums sums{0, 0};
     for (int i = 0; i < 16; i += 4) {
@@ -299,14 +287,13 @@ QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
     return sums;
 }
 
+// What DotSum::start makes -zero · Σ activation of: the sums of all quads that will be added, as suits the type.
+QWENSTACK_INLINE int32_t start_of_dots(PairSums sums) { return -sums.total(); }
+
 // Sums over one group of columns: lane by lane Σ (code - zero) · activation, exact. Codes are unsigned, of `kCodeBits`
 // bits; activations lie in -127…127. Codes of 8 bits mean 0 by 128.
 //
 // Sums may be kept in narrow integers for a while: after every kSettleAfter quads, `settle` must be called.
-//
-// `start` takes what `start_of_dots` made of the activations of all quads that will be added.
-QWENSTACK_INLINE int32_t start_of_dots(PairSums sums) { return -sums.total(); }
-
 template <int kCodeBits, int kZero>
 struct DotSum {
     static constexpr size_t kSettleAfter = 8;

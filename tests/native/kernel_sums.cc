@@ -216,7 +216,7 @@ std::string tokens_and_bits(size_t num_tokens, bool has_16_bits) {
 void multiply_every_type(Run& run) {
     constexpr size_t kRows = 37;
     for (const Type& type : kTypes) {
-        for (const size_t num_tokens : {1, 2, 3, 4, 5, 8, 17, 65}) {
+        for (const size_t num_tokens : {1, 2, 3, 4, 5, 8, 17, 300}) {
             for (const bool has_16_bits : {false, true}) {
                 if (has_16_bits && type.halves.empty()) {
                     continue;  // activations that meet float weights are never rounded
@@ -252,10 +252,10 @@ void multiply_stacked(Run& run) {
         out_features += matrices.back()->stored.rows;
     }
     const auto packed = run.context.pack(stored(matrices), nullptr);
-    const std::vector<float> x = random.values(70 * 256);
-    std::vector<float> out(70 * out_features);
+    const std::vector<float> x = random.values(600 * 256);
+    std::vector<float> out(600 * out_features);
     run.context.linear(linear_job(x, 256, out, out_features), *packed);
-    run.report("linear Q5_0+Q8_0+F32+Q4_K 70 tokens", out);
+    run.report("linear Q5_0+Q8_0+F32+Q4_K 600 tokens", out);
 }
 
 void multiply_at_the_edges(Run& run) {

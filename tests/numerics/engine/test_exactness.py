@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from support.tiny_gguf import QWEN2_Q5, QWEN3_Q8, TinyShape, write_tiny_gguf
 
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
-from qwenstack.engine.config import EngineConfig
+from qwenstack.engine.config import EngineConfig, IsaName
 from qwenstack.engine.engine import Engine
 from qwenstack.engine.loading import LoadedModel, load_model
 from qwenstack.kernels import supported_isas
@@ -59,20 +58,24 @@ class Bed:
         return self.known[name]
 
 
-def load_bed(path: Path, **config: Any) -> Bed:
-    return Bed(load_model(EngineConfig(model_path=path, model_name="m", max_model_len=MAX_MODEL_LEN, **config)))
+def load_bed(path: Path, *, isa: IsaName = "auto", **config: int) -> Bed:
+    return Bed(
+        load_model(EngineConfig(model_path=path, model_name="m", max_model_len=MAX_MODEL_LEN, isa=isa, **config))
+    )
 
 
 @pytest.fixture(scope="module", params=supported_isas())
-def isa(request: pytest.FixtureRequest) -> str:
+def isa(request: pytest.FixtureRequest) -> IsaName:
     return request.param
 
 
 @pytest.fixture(scope="module", params=[QWEN3_Q8, QWEN2_Q5], ids=["qwen3-q8_0-q4_0", "qwen2-q5_0-q4_1"])
-def tiny(isa: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bed:
+def tiny(isa: IsaName, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bed:
     shape: TinyShape = request.param
     path = write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", shape)
-    return load_bed(path, num_threads=2, kv_cache_memory_bytes=1 << 22, isa=isa)
+    bed = load_bed(path, num_threads=2, kv_cache_memory_bytes=1 << 22, isa=isa)
+    assert isa in bed.model.decoder.kernels.name
+    return bed
 
 
 @st.composite

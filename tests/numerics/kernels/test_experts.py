@@ -57,7 +57,7 @@ def one_by_one(kernels: Kernels, experts: list[Expert], x, chosen, weights, out)
     return result
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 9, 70])
+@pytest.mark.parametrize("num_tokens", [1, 2, 9, 600])
 @pytest.mark.parametrize("activation_bits", [8, 16])
 @pytest.mark.parametrize("kinds", TYPES)
 def test_the_sum_is_that_of_the_experts_one_by_one_to_the_bit(kinds, activation_bits, num_tokens, make_experts, native):

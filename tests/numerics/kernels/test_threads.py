@@ -13,16 +13,18 @@ from qwenstack.kernels import Kernels, load_kernels
 
 
 def multiply(kernels: Kernels, weight, x):
-    out = np.empty((len(x), weight.shape[0]), np.float32)
+    out = np.full((len(x), weight.shape[0]), np.nan, np.float32)
     kernels.linear(x, kernels.pack([weight]), out)
     return out
 
 
-@pytest.mark.parametrize("num_tokens", [1, 7, 150])
-def test_any_number_of_threads_gives_the_same_bits(num_tokens, make_weight):
-    weight = make_weight(WeightType.Q5_0, 1000, 256)
+@pytest.mark.parametrize("rows", [16, 48, 1000])
+@pytest.mark.parametrize("num_tokens", [1, 7, 150, 600])
+def test_any_number_of_threads_gives_the_same_bits(num_tokens, rows, make_weight):
+    weight = make_weight(WeightType.Q5_0, rows, 256)
     x = np.random.default_rng(0).normal(size=(num_tokens, 256)).astype(np.float32)
     results = [multiply(load_kernels(num_threads), weight, x) for num_threads in (1, 2, 3, 8)]
+    assert np.isfinite(results[0]).all()
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
