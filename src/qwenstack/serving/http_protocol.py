@@ -15,6 +15,8 @@ from typing import ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEADERS = 100
+_MAX_LENGTH_DIGITS = 18
+"""More can overflow the 64 bits of who reads the length before or after us."""
 _VERSIONS = frozenset({"1.0", "1.1"})
 _END = b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _MALFORMED = b"HTTP/1.1 400 Bad Request" + _END
@@ -94,6 +96,8 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
         if codings not in ([], [b"chunked"]):
             raise ValueError("a coding of the body that readers take differently")
+        if any(len(value) > _MAX_LENGTH_DIGITS for name, value in self.headers if name == b"content-length"):
+            raise ValueError("a length that readers take differently")
         super().on_headers_complete()
         self._in_headers = False
         self._header_timer.cancel()

@@ -161,6 +161,7 @@ def test_sec_13_the_key_is_asked_for_however_the_path_is_written(serve: Serve, t
         b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
         b"Content-Length: 2\r\nContent-Length: 3\r\n",
         b"Content-Length: +2\r\n",
+        b"Content-Length: 9999999999999999999\r\n",
         b"Content-Length : 2\r\n",
         b"Transfer-Encoding: xchunked\r\n",
         b"X: a\r\n b: c\r\nContent-Length: 2\n\n",
