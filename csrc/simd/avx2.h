@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "pair_sums.h"
+#include "x86.h"
 
 namespace qwenstack {
 namespace {
@@ -214,14 +214,6 @@ QWENSTACK_INLINE F32x16 kept(F32x16 a) {
 
 // Keeps the compiler from putting off sums until it runs out of registers.
 QWENSTACK_INLINE void keep_in_registers(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
-
-QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
-    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(activations));
-    const __m128i eight = _mm_maddubs_epi16(_mm_set1_epi8(1), values);
-    const __m128i four = _mm_add_epi16(eight, _mm_shuffle_epi32(eight, 0x4E));
-    const int32_t both = _mm_cvtsi128_si32(_mm_add_epi16(four, _mm_shuffle_epi32(four, 0xB1)));
-    return {static_cast<int16_t>(both), both >> 16};
-}
 
 QWENSTACK_INLINE int32_t start_of_dots(PairSums sums) {  // one 16-bit number for each of a lane's pairs
     return static_cast<int32_t>(static_cast<uint32_t>(-sums.later) << 16 | static_cast<uint16_t>(-sums.earlier));

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "pair_sums.h"
+#include "x86.h"
 
 namespace qwenstack {
 namespace {
@@ -148,14 +148,6 @@ QWENSTACK_INLINE U8x64 shifted_bits(U8x64 a, U8x64 mask) {
 QWENSTACK_INLINE F32x16 kept(F32x16 a) {
     asm("" : "+v"(a.v));
     return a;
-}
-
-QWENSTACK_INLINE PairSums pair_sums(const int8_t* activations) {
-    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(activations));
-    const __m128i eight = _mm_maddubs_epi16(_mm_set1_epi8(1), values);
-    const __m128i four = _mm_add_epi16(eight, _mm_shuffle_epi32(eight, 0x4E));
-    const int32_t both = _mm_cvtsi128_si32(_mm_add_epi16(four, _mm_shuffle_epi32(four, 0xB1)));
-    return {static_cast<int16_t>(both), both >> 16};
 }
 
 QWENSTACK_INLINE int32_t start_of_dots(PairSums sums) { return -sums.total(); }
