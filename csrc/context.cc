@@ -103,6 +103,7 @@ void Context::prepare_activations() {
     blocks_.clear();
     for (Product& product : products_) {
         LinearJob& job = product.job;
+        job.prefetch_distance = prefetch_distance(job.num_tokens);
         if (has_kind(*product.packed, false)) {
             normalise(job, normed);
             normed += job.norm_weight == nullptr ? 0 : job.num_tokens * job.in_features;
@@ -126,6 +127,12 @@ void Context::prepare_activations() {
         const size_t num_tokens = std::min(kernels_.block_tokens, block.job->num_tokens - block.first_token);
         kernels_.quantize_block(*block.job, block.first_token, num_tokens, block.activations, block.rest);
     });
+}
+
+// Up to half of the tokens that kernels compute together a product waits for its weights (1, 2, 3, 4, 5, 6, 8 and 16
+// tokens with AVX-512, 1, 2, 4 and 8 with AVX2: docs/lab-notes.md, 2026-11-26).
+size_t Context::prefetch_distance(size_t num_tokens) const {
+    return num_tokens <= kernels_.block_tokens / 2 ? distances_.few_tokens : distances_.many_tokens;
 }
 
 // Tiles of the next part, of those that are left, where reading them is what takes the time.
@@ -356,12 +363,14 @@ void Context::add_lora(LinearJob job, const std::vector<LoraRows>& rows) {
     for (const LoraRows& own : rows) {
         for (const LoraMatrix& matrix : own.lora->matrices()) {
             LinearJob down = job;
+            down.prefetch_distance = prefetch_distance(own.num_rows);
             down.normed = job.normed + own.first_row * job.in_features;
             down.num_tokens = own.num_rows;
             down.out = lowered;
             down.out_stride = matrix.rank;
             lora_downs_.push_back({down, &matrix.down, {0, matrix.down.num_tiles, 0, own.num_rows}, matrix.scale});
             LinearJob up = job;
+            up.prefetch_distance = down.prefetch_distance;
             up.normed = lowered;
             up.in_features = matrix.rank;
             up.num_tokens = own.num_rows;

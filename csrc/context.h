@@ -58,7 +58,8 @@ struct ExpertsJob {
 
 class Context {
 public:
-    Context(size_t num_threads, const KernelTable& kernels) : kernels_(kernels), pool_(num_threads) {}
+    Context(size_t num_threads, const KernelTable& kernels)
+        : kernels_(kernels), distances_(prefetch_distances()), pool_(num_threads) {}
 
     // Arguments are those of the jobs in kernel_table.h; fields that the context fills in itself may be left out. All
     // functions may throw std::bad_alloc and then have changed nothing.
@@ -127,6 +128,7 @@ private:
     void run_linear_parts(Work work);
     void multiply_gates();
     void multiply_gates_apart();
+    size_t prefetch_distance(size_t num_tokens) const;
     size_t tiles_to_read(const Segment& segment, size_t tiles_left) const;
     template <typename Function>
     void for_each_range(size_t num_tokens, size_t num_rows, Function function) const;
@@ -141,6 +143,7 @@ private:
 
     std::mutex mutex_;
     const KernelTable& kernels_;
+    const PrefetchDistances distances_;
     ThreadPool pool_;
     WeightArena weights_;
     ScratchMemory activations_;

@@ -29,7 +29,26 @@ bool can_run_avx512() {
 bool can_run_neon() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 #endif
 
+// Hardware alone stops at page ends: 9.9 → 12.8 GB/s a thread on a Xeon of 2.1 GHz, where this was the best of 1…16 KiB
+// for one token (benches/kernel_linear.py, 2026-11-22).
+constexpr PrefetchDistances kFarAhead{8192, 8192};
+#if defined(QWENSTACK_X86_KERNELS)
+// A Zen 4 follows a stream by itself, and requests far ahead of it disturb it: a token of one stream is 1.10 times as
+// fast as with the distance above, with one thread 1.29 times. With more tokens it looks too few lines ahead
+// (docs/lab-notes.md, 2026-11-26, "What a processor foresees").
+constexpr PrefetchDistances kBesideAStream{256, 4096};
+#endif
+
 }  // namespace
+
+PrefetchDistances prefetch_distances() {
+#if defined(QWENSTACK_X86_KERNELS)
+    if (__builtin_cpu_is("amd") && can_run_avx512()) {  // Zen 4 and later
+        return kBesideAStream;
+    }
+#endif
+    return kFarAhead;
+}
 
 const KernelTable* find_kernels(const char* name) {
 #if defined(QWENSTACK_X86_KERNELS)

@@ -36,6 +36,7 @@ struct LinearJob {
     bool accumulate;
     float* out;
     size_t out_stride;
+    size_t prefetch_distance;  // bytes between the weights in work and those that are asked for
 };
 
 // Part of a product: tiles of one segment × a range of at most kMaxRangeTokens tokens that starts at a multiple of
@@ -130,6 +131,15 @@ extern const KernelTable kNeonKernels;
 
 // Names of the instruction sets, the fastest first; the scalar one, which every processor runs, last.
 inline constexpr const char* kIsaNames[] = {"avx512", "avx2", "neon", "scalar"};
+
+// How many bytes ahead weights are asked for, in products that wait for memory and in those that have work meanwhile.
+struct PrefetchDistances {
+    size_t few_tokens;
+    size_t many_tokens;
+};
+
+// What is best on this processor.
+PrefetchDistances prefetch_distances();
 
 // The kernels of an instruction set by name, or null if it was not built or this processor cannot run it.
 const KernelTable* find_kernels(const char* name);

@@ -24,7 +24,8 @@ QWENSTACK_INLINE F32x16 load_weights(const uint8_t* from) {
 }
 
 template <WeightKind kKind, size_t kTokens>
-void multiply_float_block(const uint8_t* tile, size_t num_columns, const float* x, float* products) {
+void multiply_float_block(const LinearJob& job, const uint8_t* tile, const float* x, float* products) {
+    const size_t num_columns = job.in_features;
     constexpr size_t kColumnBytes = kTileRows * (kKind == WeightKind::kFloat32 ? sizeof(float) : sizeof(uint16_t));
     constexpr size_t kSums = 4;
     F32x16 sums[kTokens][kSums];
@@ -35,7 +36,7 @@ void multiply_float_block(const uint8_t* tile, size_t num_columns, const float* 
     }
     size_t column = 0;
     for (; column + kSums <= num_columns; column += kSums) {
-        prefetch_weights_after(tile + column * kColumnBytes, kSums * kColumnBytes);
+        prefetch_weights(tile + column * kColumnBytes, kSums * kColumnBytes, job.prefetch_distance);
         for (size_t i = 0; i < kSums; ++i) {
             const F32x16 weights = load_weights<kKind>(tile + (column + i) * kColumnBytes);
             for (size_t token = 0; token < kTokens; ++token) {
@@ -64,7 +65,7 @@ void multiply_float_tokens(const LinearJob& job, const uint8_t* tile, const Tile
         const size_t left = range.num_tokens - token;
         const float* const x = job.normed + (range.first_token + token) * job.in_features;
         with_count<kMaxTokens>(left < kMaxTokens ? left : kMaxTokens, [&]<size_t kTokens>() {
-            multiply_float_block<kKind, kTokens>(tile, job.in_features, x, products + token * kTileRows);
+            multiply_float_block<kKind, kTokens>(job, tile, x, products + token * kTileRows);
         });
     }
 }

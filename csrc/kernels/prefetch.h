@@ -9,13 +9,10 @@
 namespace qwenstack {
 namespace {
 
-// How far ahead of the bytes in work: the hardware alone stops at page ends. Best of 1…16 KiB for one token on a Xeon
-// of 2.1 GHz (benches/kernel_linear.py, 2026-11-22): 9.9 → 12.8 GB/s a thread.
-static constexpr size_t kPrefetchBytes = 8192;
-
-// Asks for as many bytes as are in work, some way ahead. They may lie beyond the weights: a prefetch never faults.
-QWENSTACK_INLINE void prefetch_weights_after(const uint8_t* in_work, size_t num_bytes) {
-    const uintptr_t ahead = reinterpret_cast<uintptr_t>(in_work) + kPrefetchBytes;
+// Asks for as many bytes as are in work, `distance` ahead of them. They may lie beyond the weights: a prefetch never
+// faults.
+QWENSTACK_INLINE void prefetch_weights(const uint8_t* in_work, size_t num_bytes, size_t distance) {
+    const uintptr_t ahead = reinterpret_cast<uintptr_t>(in_work) + distance;
     for (size_t i = 0; i < num_bytes; i += 64) {
         __builtin_prefetch(reinterpret_cast<const void*>(ahead + i));
     }

@@ -34,8 +34,9 @@ static constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 template <QuantizedFormat kFormat>
 class PackedTileReader {
 public:
-    QWENSTACK_INLINE explicit PackedTileReader(const uint8_t* tile = nullptr)
-        : at_(tile), scale_(broadcast(0.0f)), offset_(broadcast(0.0f)) {}
+    QWENSTACK_INLINE PackedTileReader() : PackedTileReader(nullptr, 0) {}
+    QWENSTACK_INLINE PackedTileReader(const uint8_t* tile, size_t prefetch_distance)
+        : at_(tile), prefetch_distance_(prefetch_distance), scale_(broadcast(0.0f)), offset_(broadcast(0.0f)) {}
 
     QWENSTACK_INLINE void start_group(size_t group) {
         if constexpr (kFormat.two_level) {
@@ -78,7 +79,7 @@ public:
         }
     }
     QWENSTACK_INLINE void end_group() {
-        prefetch_weights_after(at_, group_bytes(kFormat));
+        prefetch_weights(at_, group_bytes(kFormat), prefetch_distance_);
         at_ += group_bytes(kFormat);
     }
 
@@ -91,6 +92,7 @@ private:
     }
 
     const uint8_t* at_;
+    size_t prefetch_distance_;
     F32x16 scale_, offset_;  // the super-block's
 };
 
@@ -131,15 +133,15 @@ QWENSTACK_INLINE void start_dots(const ActivationGroup& group, size_t part, Grou
 
 // Multiplies a packed tile with a block of `kTokens` tokens; products [kTokens][16 rows].
 template <QuantizedFormat kFormat, size_t kTokens>
-QWENSTACK_NOINLINE void multiply_packed_tile(const uint8_t* tile, size_t num_groups, const uint8_t* activations,
-                                             float* products) {
+QWENSTACK_NOINLINE void multiply_packed_tile(const uint8_t* tile, size_t prefetch_distance, size_t num_groups,
+                                             const uint8_t* activations, float* products) {
     constexpr size_t kScales = kFormat.scales_per_group;
     constexpr size_t kQuadsPerScale = quads_per_scale(kFormat);
     F32x16 results[kTokens];
     for (size_t token = 0; token < kTokens; ++token) {
         results[token] = broadcast(0.0f);
     }
-    PackedTileReader<kFormat> reader(tile);
+    PackedTileReader<kFormat> reader(tile, prefetch_distance);
     for (size_t index = 0; index < num_groups; ++index) {
         const ActivationGroup group{activations + index * kTokens * kActivationGroupBytes, kTokens};
         reader.start_group(index);
@@ -319,7 +321,7 @@ void multiply_few_tokens(const LinearJob& job, const TileSet& tiles, const TileR
     for (size_t i = 0; i < tiles.count; ++i) {
         for (size_t token = 0; token < range.num_tokens; token += kBlockTokens) {
             with_count<kBlockTokens>(smaller(kBlockTokens, range.num_tokens - token), [&]<size_t kTokens>() {
-                multiply_packed_tile<kFormat, kTokens>(tiles.tile[i], num_groups,
+                multiply_packed_tile<kFormat, kTokens>(tiles.tile[i], job.prefetch_distance, num_groups,
                                                        job.activations + (range.first_token + token) * token_bytes,
                                                        products + (i * kMaxRangeTokens + token) * kTileRows);
             });
@@ -336,7 +338,7 @@ void multiply_many_tokens(const LinearJob& job, const TileSet& tiles, const Tile
     const size_t num_blocks = (range.num_tokens + kBlockTokens - 1) / kBlockTokens;
     PackedTileReader<kFormat> readers[kTiles];
     for (size_t i = 0; i < kTiles; ++i) {
-        readers[i] = PackedTileReader<kFormat>(tiles.tile[i]);
+        readers[i] = PackedTileReader<kFormat>(tiles.tile[i], job.prefetch_distance);
         std::memset(products + i * kMaxRangeTokens * kTileRows, 0, range.num_tokens * kVectorBytes);
     }
     for (size_t group = 0; group < num_groups; group += kRunGroups) {
