@@ -23,11 +23,13 @@ from toy_llm import ToyLLM
 from qwenstack.serving import ServeConfig, create_admin_app, create_app
 from qwenstack.serving.openapi import build_openapi
 from qwenstack.serving.rest.health import Health
+from qwenstack.serving.wire.anthropic import AnthropicErrorBody
 from qwenstack.serving.wire.chat import ChatCompletion, ChatCompletionChunk
 from qwenstack.serving.wire.completions import Completion, CompletionChunk
 from qwenstack.serving.wire.embeddings import EmbeddingList
 from qwenstack.serving.wire.errors import ErrorBody
 from qwenstack.serving.wire.models import Model, ModelList
+from qwenstack.serving.wire.ollama import OllamaErrorBody
 from qwenstack.serving.wire.qwen3 import GenerateResponse
 from qwenstack.serving.wire.responses import ResponseEvent, ResponseObject
 from qwenstack.storage import open_database
@@ -126,6 +128,9 @@ TEXT = {"prompt": ["你好", "x"], "logprobs": 2, "echo": True, "max_tokens": 10
         ("GET", "/livez", None, Health),
         ("GET", "/readyz", None, Health),
         ("GET", "/nothing", None, ErrorBody),
+        ("POST", "/v1/messages", {"messages": []}, AnthropicErrorBody),
+        ("GET", "/v1/messages/nothing", None, AnthropicErrorBody),
+        ("GET", "/api/nothing", None, OllamaErrorBody),
     ],
 )
 async def test_an_answer_has_exactly_the_documented_shape(

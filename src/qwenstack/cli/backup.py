@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qwenstack.cli.options import Assignments
 from qwenstack.cli.settings import load_settings
-from qwenstack.cli.storage import COMMAND_LINE_ACTOR, open_storage
+from qwenstack.cli.storage import COMMAND_LINE_ACTOR, open_storage, url_of
 
 
 def backup(file: Path, /, *, assignments: Assignments = ()) -> None:
@@ -35,6 +35,5 @@ def restore(file: Path, /, *, assignments: Assignments = ()) -> None:
     """
     from qwenstack import storage
 
-    with open_storage(load_settings(assignments).value.storage) as database:
-        storage.restore(database, file, actor=COMMAND_LINE_ACTOR)
+    storage.restore(url_of(load_settings(assignments).value.storage), file, actor=COMMAND_LINE_ACTOR)
     sys.stdout.write(f"restored {file}\n")

@@ -64,8 +64,10 @@ def create(
 
     lifetime_s = None if expires_in is None else _seconds_of(expires_in)
     with open_storage(load_settings(assignments).value.storage) as database:
+        api_keys = ApiKeys(database)
+        is_first = not api_keys.all()
         try:
-            made = ApiKeys(database).create(
+            made = api_keys.create(
                 name=name,
                 tenant=tenant,
                 actor=COMMAND_LINE_ACTOR,
@@ -79,7 +81,11 @@ def create(
     if as_json:
         print_json({**_row_of(made.key), "key": made.text})
         return
-    sys.stderr.write(f"Key {made.key.id} of {made.key.tenant}. It is shown this once; only its hash is kept.\n")
+    if is_first:
+        sys.stderr.write("This is the first key: from now on the server asks everybody for one, for good.\n")
+    sys.stderr.write(
+        f"Key {made.key.id} ({made.key.name}) of {made.key.tenant}. It is shown this once; only its hash is kept.\n"
+    )
     sys.stdout.write(f"{made.text}\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwenstack.cli.settings import StorageSettings, data_dir
@@ -28,13 +29,27 @@ def open_storage(settings: StorageSettings, *, may_create: bool = True) -> Gener
     """
     from qwenstack.storage import open_database
 
-    if settings.url == NO_DATABASE:
-        raise ConfigError("`storage.url` is `off`: there is no database for keys and no audit log.")
-    own = data_dir() / "qwenstack.db"
+    url = url_of(settings)
+    own = _own_file()
     if settings.url is None and not may_create and not own.exists():
         raise ConfigError(f"There is no database at {str(own)!r} yet: neither keys nor an audit log.")
-    database = open_database(settings.url or f"sqlite:///{own}")
+    database = open_database(url)
     try:
         yield database
     finally:
         database.close()
+
+
+def url_of(settings: StorageSettings) -> str:
+    """Return the database's URL; nothing need be there.
+
+    Raises:
+        ConfigError: there is to be none.
+    """
+    if settings.url == NO_DATABASE:
+        raise ConfigError("`storage.url` is `off`: there is no database for keys and no audit log.")
+    return settings.url or f"sqlite:///{_own_file()}"
+
+
+def _own_file() -> Path:
+    return data_dir() / "qwenstack.db"

@@ -18,13 +18,13 @@ ClientError
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
 
 from qwenstack.core.errors import QwenStackError
 
-_MAX_WAIT_S = 3600.0
 _MAX_SHOWN_CHARS = 300
 
 
@@ -77,6 +77,7 @@ class StatusError(ClientError):
         self.request_id = request_id
         """What the server's log calls the request."""
         self.retry_after_s = retry_after_s
+        """How long the server asks to wait, however long that is; None: it does not say."""
 
 
 class BadRequestError(StatusError):
@@ -168,4 +169,4 @@ def _read_retry_after(text: str | None) -> float | None:
         seconds = float(text or "")
     except ValueError:
         return None
-    return seconds if 0 <= seconds <= _MAX_WAIT_S else None
+    return seconds if seconds >= 0 and math.isfinite(seconds) else None

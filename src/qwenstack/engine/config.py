@@ -39,7 +39,7 @@ class AdapterSource:
         """
         name, is_pair, path = text.partition("=")
         if not is_pair or not path:
-            raise ConfigError(f"The adapter {text!r} has no name; write NAME=FOLDER, such as legal=./adapters/legal.")
+            raise ConfigError(f"An adapter is NAME=FOLDER, such as legal=./adapters/legal; {text!r} is not.")
         check_adapter_name(name)
         return cls(name=name, path=Path(path).expanduser())  # shells leave the `~` of NAME=~/FOLDER as it is
 

@@ -18,7 +18,9 @@ from starlette.types import Receive, Scope, Send
 from qwenstack.core.errors import ConfigError
 from qwenstack.serving.identity import Access
 from qwenstack.serving.strict_json import parse_json
+from qwenstack.serving.wire.anthropic import write_anthropic_error
 from qwenstack.serving.wire.errors import WriteError, write_openai_error
+from qwenstack.serving.wire.ollama import write_ollama_error
 
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 """Methods whose requests have a body, which must be JSON."""
@@ -133,9 +135,18 @@ def body_form_of(route: BaseRoute | None) -> BodyForm:
     return type(route).body if isinstance(route, KeyRoute) else BodyForm.JSON
 
 
-def error_writer_of(route: BaseRoute | None) -> WriteError:
-    """Return how a route's clients expect to be told of an error; OpenAI's way where there is no route."""
-    return type(route).write_error if isinstance(route, KeyRoute) else write_openai_error
+def is_anthropics(path: str) -> bool:
+    """Whether an address belongs to Anthropic's wire, with or without a route."""
+    return f"{path}/".startswith("/v1/messages/")
+
+
+def error_writer_of(route: BaseRoute | None, path: str) -> WriteError:
+    """Return how clients expect to be told of an error: the route's; where there is none, those of such addresses."""
+    if isinstance(route, KeyRoute):
+        return type(route).write_error
+    if is_anthropics(path):
+        return write_anthropic_error
+    return write_ollama_error if path.startswith("/api/") else write_openai_error
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:

@@ -25,6 +25,7 @@ from qwenstack.serving.access import (
     body_form_of,
     declared_access,
     error_writer_of,
+    is_anthropics,
 )
 from qwenstack.serving.address import is_loopback_host, parse_address
 from qwenstack.serving.audit import RequestAudit
@@ -52,6 +53,9 @@ _DEFAULT_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"cache-control", b"no-store"),
 )
 """Added where the answer does not bring its own."""
+_ID_NAMES = (b"x-request-id",)
+_ANTHROPIC_ID_NAMES = (*_ID_NAMES, b"request-id")
+"""Anthropic's clients look for the second."""
 _NOTHING_HERE = "There is nothing at this address; the endpoints are in /openapi.json."
 _SINGLE_HEADERS = frozenset(
     {
@@ -329,7 +333,11 @@ class Gate:
         access = (declared_access(route) if route else None) or self._unmatched
         identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000, request_id=request_id)
         signed = _SignedSend(
-            send, request_id=request_id, foreign_origin=self._foreign_origin(head), limiter=self._limiter
+            send,
+            request_id=request_id,
+            id_names=_ANTHROPIC_ID_NAMES if is_anthropics(scope["path"]) else _ID_NAMES,
+            foreign_origin=self._foreign_origin(head),
+            limiter=self._limiter,
         )
         started_at = time.perf_counter()
         path = route.path if route else "unmatched"
@@ -358,7 +366,7 @@ class Gate:
                     log_failure(error, request_id)
                 if signed.status is not None:
                     raise ConnectionAbortedError("An answer broke off after it had begun.") from None
-                await _send_error(signed, answer, error_writer_of(route))
+                await _send_error(signed, answer, error_writer_of(route, scope["path"]))
             finally:
                 outcome = Outcome(
                     method=arrival.method,
@@ -430,9 +438,18 @@ def _context(head: RequestHead, identity: Identity, request_id: str, span: Reque
 class _SignedSend:
     """Send with the headers that every answer carries."""
 
-    def __init__(self, send: Send, *, request_id: str, foreign_origin: str | None, limiter: Limiter) -> None:
+    def __init__(
+        self,
+        send: Send,
+        *,
+        request_id: str,
+        id_names: Sequence[bytes],
+        foreign_origin: str | None,
+        limiter: Limiter,
+    ) -> None:
         self._send = send
         self._request_id = request_id
+        self._id_names = id_names
         self._limiter = limiter
         self.foreign_origin = foreign_origin
         self.limits_of: Identity | None = None
@@ -445,7 +462,7 @@ class _SignedSend:
             headers: list[tuple[bytes, bytes]] = [*message.get("headers", ()), *_SECURITY_HEADERS]
             present = {name.lower() for name, _ in headers}
             headers += [(name, value) for name, value in _DEFAULT_HEADERS if name not in present]
-            headers.append((b"x-request-id", self._request_id.encode()))
+            headers += [(name, self._request_id.encode()) for name in self._id_names]
             if self.limits_of is not None:
                 headers += self._limiter.headers(self.limits_of)
             if self.foreign_origin is not None:

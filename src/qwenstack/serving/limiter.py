@@ -62,6 +62,36 @@ class Limiter:
                 raise self._refuse(text, kind="requests", retry_after_s=wait_s)
             bucket.take(1, now_s)
 
+    def read(self, caller: Identity, *, for_answer: bool = True) -> Reading:
+        """Take a place for the time in which a text is read; to be used in a `with` block.
+
+        Args:
+            caller: who asks.
+            for_answer: whether tokens will be reserved for an answer to it, so that there have to be some.
+
+        Raises:
+            RateLimitError: there is no room for it now.
+            RequestError: there never will be.
+        """
+        account = self._account(caller)
+        self._check_concurrency(account)
+        if for_answer:
+            self._check_tokens(account, caller, 1, "send less at once")
+        account.running += 1
+        return Reading(account)
+
+    def check(self, caller: Identity, *, prompt_tokens: int, answer_tokens: int) -> None:
+        """Refuse what `reserve` would refuse now.
+
+        Raises:
+            RateLimitError: there is no room for it now.
+            RequestError: there never will be.
+        """
+        account = self._account(caller)
+        advice = "set a lower `max_tokens`" if answer_tokens else "send less at once"
+        self._check_concurrency(account)
+        self._check_tokens(account, caller, prompt_tokens + answer_tokens, advice)
+
     def reserve(self, caller: Identity, *, prompt_tokens: int, answer_tokens: int) -> Reservation:
         """Take what an answer may need; the reservation is to be used in a `with` block, which settles it.
 
@@ -74,20 +104,10 @@ class Limiter:
             RateLimitError: there is no room for it now.
             RequestError: there never will be.
         """
-        account, now_s, demand = self._account(caller), self._clock(), prompt_tokens + answer_tokens
-        advice = "set a lower `max_tokens`" if answer_tokens else "send less at once"
-        self._check_concurrency(account)
-        self._check_budget(account, caller, demand, advice)
-        if (bucket := account.tokens) is not None:
-            _check_size(demand, bucket.per_minute, "a minute", advice)
-            wait_s = bucket.wait_s(demand, now_s)
-            if wait_s > 0:
-                text = (
-                    f"This API key may use {bucket.per_minute} tokens a minute, and this request may need {demand}. "
-                    f"Try again in {wait_s:.3g} s, or {advice}."
-                )
-                raise self._refuse(text, kind="tokens", retry_after_s=wait_s)
-            bucket.take(demand, now_s)
+        self.check(caller, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+        account, demand = self._account(caller), prompt_tokens + answer_tokens
+        if account.tokens is not None:
+            account.tokens.take(demand, self._clock())
         account.running += 1
         account.reserved += demand
         return Reservation(self, account, caller, demand)
@@ -126,6 +146,19 @@ class Limiter:
             text = f"This API key may wait for {most} answers at a time. Try again when one has ended."
             raise self._refuse(text, kind="concurrency", retry_after_s=ANOTHER_ENDS_S)
 
+    def _check_tokens(self, account: _Account, caller: Identity, demand: int, advice: str) -> None:
+        self._check_budget(account, caller, demand, advice)
+        if (bucket := account.tokens) is None:
+            return
+        _check_size(demand, bucket.per_minute, "a minute", advice)
+        wait_s = bucket.wait_s(demand, self._clock())
+        if wait_s > 0:
+            text = (
+                f"This API key may use {bucket.per_minute} tokens a minute, and this request may need {demand}. "
+                f"Try again in {wait_s:.3g} s, or {advice}."
+            )
+            raise self._refuse(text, kind="tokens", retry_after_s=wait_s)
+
     def _check_budget(self, account: _Account, caller: Identity, demand: int, advice: str) -> None:
         most = account.limits.tokens_per_day
         if most is None:
@@ -158,6 +191,23 @@ class Limiter:
         if len(self._accounts) >= MOST_IDLE_ACCOUNTS:
             now_s = self._clock()
             self._accounts = {name: account for name, account in self._accounts.items() if not account.is_idle(now_s)}
+
+
+class Reading:
+    """A place that is taken while a text is read."""
+
+    def __init__(self, account: _Account) -> None:
+        """Hold a place that the limiter has taken."""
+        self._account = account
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        self._account.running -= 1
 
 
 class Reservation:

@@ -18,14 +18,20 @@ from dataclasses import dataclass
 import msgspec
 
 from qwenstack.core.errors import CapacityError, RequestError
-from qwenstack.serving.errors import HttpError, ServerStoppingError
+from qwenstack.serving.errors import HttpError, RateLimitError, ServerStoppingError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.identity import Identity
 from qwenstack.serving.service import GenerationJob, GenerationService, UsageTally
 from qwenstack.serving.wire.errors import answer_error
 from qwenstack.serving.wire.response_events import ResponseWriter, end_response
 from qwenstack.serving.wire.response_items import InputItem, read_stored_items, to_messages, write_items
-from qwenstack.serving.wire.responses import ResponseError, ResponseEvent, ResponseObject, ResponseRequest
+from qwenstack.serving.wire.responses import (
+    ResponseError,
+    ResponseErrorCode,
+    ResponseEvent,
+    ResponseObject,
+    ResponseRequest,
+)
 from qwenstack.storage import ServerLease, StoredResponse, StoredResponses
 
 MOST_IN_BACKGROUND = 64
@@ -74,7 +80,7 @@ class Responses:
         own = body.input_items()
         earlier = await self._read_conversation(body.previous_response_id, caller)
         messages = to_messages(body.instructions, [*earlier, *own])
-        prompt = await service.read_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking())
+        prompt = await service.read_chat(messages, caller, tools=body.to_tools(), enable_thinking=body.wants_thinking())
         response_id = f"resp_{request_id}"
         job = GenerationJob(request_id=response_id, prompts=[prompt], params=params, options=options, caller=caller)
         return Draft(
@@ -118,10 +124,12 @@ class Responses:
         """Make a response in the background; when this returns, its beginning is kept.
 
         Raises:
+            RateLimitError: the caller has used what it may.
             CapacityError: the tenant has too many unfinished ones.
             StorageError: the database cannot be written to.
         """
         store, lease = self._need_store()
+        self._service.check_limits(draft.job)
         if sum(run.tenant == draft.tenant for run in self._runs.values()) >= MOST_IN_BACKGROUND:
             raise CapacityError(
                 f"{MOST_IN_BACKGROUND} background responses of yours are unfinished. Wait for one, or cancel one."
@@ -493,8 +501,9 @@ def _error_of(error: Exception, request_id: str) -> ResponseError:
     if answer.is_our_fault:
         log_failure(error, request_id)
     detail = answer.detail
+    code: ResponseErrorCode = "invalid_prompt" if answer.status < 500 else "server_error"
     return {
-        "code": "invalid_prompt" if answer.status < 500 else "server_error",
+        "code": "rate_limit_exceeded" if isinstance(error, RateLimitError) else code,
         "message": detail["message"],
         "type": detail["code"] or detail["type"],
     }

@@ -7,10 +7,12 @@ back; nothing here knows how a request travelled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from qwenstack.core.errors import ConfigError, EngineError, RequestError
 from qwenstack.core.infill import Gap
@@ -26,6 +28,9 @@ from qwenstack.serving.limiter import ASSUMED_ANSWER_TOKENS, Limiter
 from qwenstack.serving.merge import merge_streams
 from qwenstack.serving.metrics import Metrics, RequestTimer
 from qwenstack.serving.traces import NO_TRACES, Generation, Traces
+from qwenstack.serving.turns import FairTurns
+
+Result = TypeVar("Result")
 
 DEFAULT_MODEL_NAME = "default"
 MAX_ANSWERS = 64
@@ -128,6 +133,7 @@ class GenerationService:
         self._metrics = metrics
         self._limiter = limiter
         self._traces = traces
+        self._turns = FairTurns(os.cpu_count() or 1)  # as many as the model's side has threads for texts
         self._default_params = config.default_params
         self.card: ModelCard = replace(llm.card, id=config.served_model_name or llm.card.id)
         """What clients are told."""
@@ -204,6 +210,7 @@ class GenerationService:
     async def read_chat(
         self,
         messages: Sequence[Message],
+        caller: Identity,
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         enable_thinking: bool | None = None,
@@ -211,15 +218,18 @@ class GenerationService:
         """Turn a conversation into a prompt that fits.
 
         Raises:
+            RateLimitError: the caller has used what it may.
             RequestError: the template refuses it, or it is too long.
         """
-        token_ids = await self.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+        encode = partial(self._llm.encode_chat, messages, tools=tools, enable_thinking=enable_thinking)
+        token_ids = await self._read(encode, caller)
         self._check_length(token_ids, "messages")
         return Prompt(token_ids=token_ids, is_chat=True)
 
-    async def encode_chat(
+    async def tokenize_chat(
         self,
         messages: Sequence[Message],
+        caller: Identity,
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         enable_thinking: bool | None = None,
@@ -227,48 +237,54 @@ class GenerationService:
         """Turn a conversation into tokens, whether or not they fit.
 
         Raises:
+            RateLimitError: the caller waits for as much as it may.
             RequestError: the template refuses it.
         """
-        return await self._llm.encode_chat(messages, tools=tools, enable_thinking=enable_thinking)
+        encode = partial(self._llm.encode_chat, messages, tools=tools, enable_thinking=enable_thinking)
+        return await self._read(encode, caller, for_answer=False)
 
-    async def read_text(self, text: str) -> Prompt:
+    async def read_text(self, text: str, caller: Identity) -> Prompt:
         """Turn plain text into a prompt that fits.
 
         Raises:
+            RateLimitError: the caller has used what it may.
             RequestError: it is empty, too long, or no text.
         """
-        token_ids = await self._llm.encode(text)
+        token_ids = await self._read(partial(self._llm.encode, text), caller)
         self._check_length(token_ids, "prompt")
         return Prompt(token_ids=token_ids, text=text)
 
     async def read_gap(
-        self, gap: Gap, params: SamplingParams, *, may_cut: bool = False
+        self, gap: Gap, params: SamplingParams, caller: Identity, *, may_cut: bool = False
     ) -> tuple[Prompt, SamplingParams]:
         """Turn a gap in a file into a prompt that fits beside the answer, and add what ends the answer.
 
         Args:
             gap: what is around it.
             params: how it is to be filled.
+            caller: who asks.
             may_cut: whether what is far from the gap may be left out.
 
         Raises:
+            RateLimitError: the caller has used what it may.
             RequestError: the model cannot fill gaps, a text is no text, or it does not fit.
         """
         room = self.card.max_model_len - (params.max_tokens or self.card.max_model_len // 4)
-        written = await self._llm.encode_infill(gap, max_tokens=room)
+        written = await self._read(partial(self._llm.encode_infill, gap, max_tokens=room), caller)
         if written.is_cut and not may_cut:
             text = f"`prompt` and `suffix` have more than the {room} tokens that the context leaves. Shorten them."
             raise RequestError(text, param="prompt", code="context_length_exceeded")
         stops = [*params.stop_token_ids, *written.stop_token_ids]
         return Prompt(token_ids=written.token_ids, is_cut=written.is_cut), replace(params, stop_token_ids=stops)
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, caller: Identity) -> list[int]:
         """Turn plain text into tokens, whether or not they fit.
 
         Raises:
+            RateLimitError: the caller waits for as much as it may.
             RequestError: it is no text.
         """
-        return await self._llm.encode(text)
+        return await self._read(partial(self._llm.encode, text), caller, for_answer=False)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of at most as many tokens as the context has.
@@ -303,6 +319,15 @@ class GenerationService:
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return the text that tokens stand for, control tokens included; U+FFFD where they are not UTF-8."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
+
+    def check_limits(self, job: GenerationJob) -> None:
+        """Refuse what `generate` would refuse now.
+
+        Raises:
+            RateLimitError: the caller has used what it may.
+            RequestError: it asks for more than it ever may.
+        """
+        self._limiter.check(job.caller, prompt_tokens=job.num_prompt_tokens, answer_tokens=job.num_answer_tokens)
 
     async def generate(self, job: GenerationJob) -> AsyncGenerator[Piece]:
         """Yield the pieces of all answers as they come; closing the generator cancels the job.
@@ -362,6 +387,20 @@ class GenerationService:
                 return await self._llm.stats()
         except (EngineError, TimeoutError):
             return None
+
+    async def _read(
+        self,
+        encode: Callable[[], Coroutine[object, object, Result]],
+        caller: Identity,
+        *,
+        for_answer: bool = True,
+    ) -> Result:
+        """Read a text when it is the caller's turn.
+
+        Every wire's texts come through here, so this is where reading is held to the caller's limits and shared evenly.
+        """
+        with self._limiter.read(caller, for_answer=for_answer):
+            return await self._turns.run(caller.tenant, encode)
 
     def _adapter_name(self, model: str) -> str | None:
         name = model if model in self.adapter_names else model.removeprefix(f"{self.card.id}:")

@@ -10,13 +10,14 @@ import os
 import sqlite3
 from collections.abc import Generator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sqlalchemy import Connection, update
 
 from qwenstack.core.errors import ConfigError, StorageError
 from qwenstack.storage.api_keys import new_revision
 from qwenstack.storage.audit import AuditLog, AuditRecord
-from qwenstack.storage.database import BUSY_TIMEOUT_S, Database, open_database
+from qwenstack.storage.database import BUSY_TIMEOUT_S, Database, open_database, sqlite_path
 from qwenstack.storage.schema import state
 
 
@@ -27,7 +28,7 @@ def back_up(database: Database, target: Path) -> int:
         ConfigError: the file is there already, or the database is no SQLite file.
         StorageError: it cannot be written.
     """
-    source = _file_of(database)
+    source = _file_of(database.path)
     if target.exists():
         raise ConfigError(f"{str(target)!r} is there already; give the backup another name.")
     unfinished = target.with_name(f"{target.name}.part")
@@ -47,34 +48,48 @@ def back_up(database: Database, target: Path) -> int:
     return target.stat().st_size
 
 
-def restore(database: Database, backup: Path, *, actor: str) -> None:
-    """Put a copy back in the place of everything that the database holds, all of it or nothing.
+def restore(url: str, backup: Path, *, actor: str) -> None:
+    """Put a copy in the place of everything that a database holds, all of it or nothing.
 
-    Servers that use the database go on, and have the keys of the copy within a second. The act is the next entry of the
-    copy's audit log.
+    The database is made where there is none. Before the copy has been checked and brought up to date, nothing is made,
+    and a database that is there is not even opened. Servers that use it go on, and have the keys of the copy within a
+    second. The act is the next entry of the copy's audit log.
 
     Raises:
-        ConfigError: there is no such file, or the database is no SQLite file.
+        ConfigError: there is no such file, or the URL is none of a SQLite file.
         StorageError: the copy is damaged or of a newer version, or the database cannot be written to.
     """
-    target = _file_of(database)
+    target = _file_of(sqlite_path(url))
     if not backup.is_file():
         raise ConfigError(f"There is no backup {str(backup)!r}.")
-    prepared = target.with_name(f"{target.name}.restore")
     try:
-        prepared.unlink(missing_ok=True)
-        prepared.touch(mode=0o600)
-        with _connect(backup) as copy, _connect(prepared) as destination:
-            copy.backup(destination)
-            _check(destination, backup)
-        _prepare(prepared, AuditRecord(actor=actor, action="storage.restore", subject=backup.name))
-        with _connect(prepared) as copy, _connect(target) as destination:
-            copy.backup(destination)  # one transaction of SQLite's
+        with _prepared(backup, target, AuditRecord(actor=actor, action="storage.restore", subject=backup.name)) as path:
+            if not target.exists():
+                open_database(url).close()
+            _replace(target, path)
     except (OSError, sqlite3.Error) as error:
         raise StorageError(f"{str(backup)!r} cannot be restored: {_reason(error)}.") from error
-    finally:
-        for path in (prepared, *(prepared.with_name(prepared.name + end) for end in ("-wal", "-shm"))):
-            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _prepared(backup: Path, target: Path, record: AuditRecord) -> Generator[Path]:
+    """Copy a backup to the target's disk, check it and prepare it, in a private folder that is gone afterwards."""
+    nearest = next(folder for folder in target.absolute().parents if folder.exists())
+    with TemporaryDirectory(prefix=f"{target.name}.restore-", dir=nearest) as folder:
+        path = Path(folder) / "copy.db"
+        with _connect(backup) as copy, _connect(path) as destination:
+            copy.backup(destination)
+            _check(destination, backup)
+        _prepare(path, record)
+        yield path
+
+
+def _replace(target: Path, prepared: Path) -> None:
+    try:
+        with _connect(prepared) as copy, _connect(target) as destination:
+            copy.backup(destination)  # one transaction of SQLite's
+    except sqlite3.Error as error:
+        raise StorageError(f"The database {str(target)!r} cannot be written to: {_reason(error)}.") from error
 
 
 def _prepare(path: Path, record: AuditRecord) -> None:
@@ -100,10 +115,10 @@ def _check(copy: sqlite3.Connection, backup: Path) -> None:
         raise StorageError(f"{str(backup)!r} is no backup of qwenstack's.")
 
 
-def _file_of(database: Database) -> Path:
-    if database.path is None:
+def _file_of(path: Path | None) -> Path:
+    if path is None:
         raise ConfigError("The database is PostgreSQL; use `pg_dump` and `pg_restore`, which are made for it.")
-    return database.path
+    return path
 
 
 @contextlib.contextmanager

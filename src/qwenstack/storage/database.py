@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
@@ -125,6 +125,16 @@ def open_database(url: str) -> Database:
     return database
 
 
+def sqlite_path(url: str) -> Path | None:
+    """Return the file that a URL means, which need not be there; None where it means a PostgreSQL database.
+
+    Raises:
+        ConfigError: the URL is none that is understood.
+    """
+    parsed = _parse_url(url)
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+
+
 def lock_state(connection: Connection) -> None:
     """Make other writers wait until this transaction has ended; SQLite does so from its beginning."""
     from qwenstack.storage.schema import state
@@ -132,16 +142,21 @@ def lock_state(connection: Connection) -> None:
     connection.execute(select(state.c.id).with_for_update())
 
 
-def _engine_of(url: str) -> Engine:
+def _parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # whose words have parts of the password
         raise ConfigError(f"The database's URL cannot be read; {_FORMS}") from None
     if parsed.drivername not in _DRIVERS:
         raise ConfigError(f"A database of the kind {parsed.drivername!r} is not used here; {_FORMS}")
-    is_sqlite = parsed.get_backend_name() == "sqlite"
-    if is_sqlite and parsed.database in {None, "", ":memory:"}:
+    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
         raise ConfigError(f"A database in memory would lose its keys; {_FORMS}")
+    return parsed
+
+
+def _engine_of(url: str) -> Engine:
+    parsed = _parse_url(url)
+    is_sqlite = parsed.get_backend_name() == "sqlite"
     try:
         engine = create_engine(
             parsed, pool_pre_ping=not is_sqlite, connect_args={} if is_sqlite else _POSTGRES_ARGUMENTS

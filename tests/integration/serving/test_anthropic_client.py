@@ -209,6 +209,19 @@ def test_a_schema_reaches_the_grammar(client: anthropic.Anthropic, llm: ToyLLM) 
         client.messages.create(model="default", max_tokens=9, messages=USER, output_config=shaped, tools=[WEATHER])
 
 
+def test_effort_bounds_thinking_that_is_left_to_the_model(client: anthropic.Anthropic, llm: ToyLLM) -> None:
+    low: Any = {"effort": "low"}
+    for thinking, budget in (({"type": "adaptive"}, 1024), ({"type": "disabled"}, None)):
+        client.messages.create(
+            model="default",
+            max_tokens=9,
+            messages=USER,
+            output_config=low,
+            thinking=thinking,  # type: ignore[arg-type]
+        )
+        assert llm.seen[-1].thinking_budget == budget
+
+
 def test_tokens_are_counted(client: anthropic.Anthropic, llm: ToyLLM) -> None:
     counted = client.messages.count_tokens(model="default", messages=USER, system="Be brief.").input_tokens
     client.messages.create(model="default", max_tokens=3, messages=USER, system="Be brief.")
@@ -223,6 +236,7 @@ def test_errors_are_the_clients_own_types(client: anthropic.Anthropic, llm: ToyL
     assert missing.value.body == {
         "type": "error",
         "error": {"type": "not_found_error", "message": missing.value.body["error"]["message"]},
+        "request_id": missing.value.request_id,
     }
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         client.messages.create(model="default", max_tokens=0, messages=USER)
@@ -241,6 +255,33 @@ def test_errors_are_the_clients_own_types(client: anthropic.Anthropic, llm: ToyL
     llm.error, llm.fail_after = None, 3
     with pytest.raises(anthropic.APIError, match="model failed"):
         list(client.messages.create(model="default", max_tokens=99, messages=USER, stream=True))
+
+
+def test_every_answer_has_the_request_id_where_the_client_looks_for_it(
+    client: anthropic.Anthropic, llm: ToyLLM
+) -> None:
+    asked: Any = {"model": "default", "max_tokens": 99, "messages": USER}
+    answer = client.messages.create(**asked)
+    assert answer._request_id is not None
+    assert answer.id == f"msg_{answer._request_id}"
+    assert client.messages.count_tokens(model="default", messages=USER)._request_id is not None
+    with client.messages.stream(**asked) as stream:
+        assert stream.get_final_message().id == f"msg_{stream.request_id}"
+    raw = client.messages.with_raw_response.create(**asked)
+    assert raw.headers["request-id"] == raw.headers["x-request-id"]
+    llm.fail_after = 3
+    with pytest.raises(anthropic.APIError) as failed:
+        list(client.messages.create(**asked, stream=True))
+    body: Any = failed.value.body
+    assert body["request_id"] in body["error"]["message"]
+
+
+def test_what_is_not_here_is_told_in_the_clients_words(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        client.messages.batches.list()
+    body: Any = missing.value.body
+    assert (body["type"], body["error"]["type"]) == ("error", "not_found_error")
+    assert body["request_id"] == missing.value.request_id is not None
 
 
 def test_the_key_comes_in_its_own_header(serve: Callable[..., contextlib.AbstractContextManager[str]]) -> None:

@@ -154,6 +154,9 @@ def test_thinking_comes_apart(client: ollama.Client, llm: ToyLLM, streams: bool)
     assert "".join(part.message.thinking or "" for part in parts).strip() == "Hm."
     assert "".join(part.message.content or "" for part in parts) == "Yes."
     assert bytes(llm.prompts[-1]).startswith(b"[thinking] True")
+    assert llm.seen[-1].thinking_budget is None
+    client.chat("default", USER, think="low")
+    assert llm.seen[-1].thinking_budget == 1024
     answer = client.generate("default", "hi", think=False)
     assert answer.thinking is not None
     assert bytes(llm.prompts[-1]).startswith(b"[thinking] False")

@@ -28,6 +28,8 @@ def test_a_key_is_made_listed_and_revoked(path: Path, capsys: pytest.CaptureFixt
     key = shown.out.strip()
     assert re.fullmatch(r"qs-[a-z2-7]{16}\.[\w-]{43}", key)
     assert "shown this once" in shown.err
+    assert "(my laptop)" in shown.err
+    assert "asks everybody" in shown.err, "the first key closes the server"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     found = ApiKeys(open_database(f"sqlite:///{path}")).snapshot().find(key, now_ms=0)
     assert found is not None
@@ -152,3 +154,22 @@ def test_wrong_limits_are_told_in_a_sentence(
 ) -> None:
     assert main(["keys", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_restore_that_fails_makes_no_database(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.db").write_text("garbage")
+    assert main(["restore", "bad.db"]) == 1
+    assert "cannot be restored" in capsys.readouterr().err
+    assert not path.parent.exists()
+
+
+def test_what_was_backed_up_is_restored(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "create", "kept"]) == 0
+    assert main(["backup", "copy.db"]) == 0
+    path.unlink()
+    assert main(["restore", "copy.db"]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list"]) == 0
+    assert "kept" in capsys.readouterr().out
+    assert main(["restore", "copy.db", "--set", "storage.url=off"]) == 2
+    assert "off" in capsys.readouterr().err

@@ -83,10 +83,37 @@ def test_chance_takes_at_most_half_of_a_wait(attempt: int, chance: float) -> Non
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"), [("7", 7), ("0", 0), ("0.25", 0.25), ("61", None), ("-1", 0.5), ("soon", 0.5), ("nan", 0.5)]
+    ("said", "expected"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("0.25", 0.25),
+        ("61", None),
+        ("4353", None),
+        ("-1", 0.5),
+        ("soon", 0.5),
+        ("nan", 0.5),
+        ("inf", 0.5),
+    ],
 )
 def test_the_server_says_how_long_if_that_is_not_too_long(said: str, expected: float | None) -> None:
     assert wait_s(ASK, 429, retry_after=said) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("60", 60), ("4353", 4353), ("86400", 86400), ("-1", None), ("nan", None), ("inf", None), ("1e999", None)],
+)
+def test_an_error_says_how_long_the_server_asked_to_wait(said: str, expected: float | None) -> None:
+    assert read_error(429, {"retry-after": said}, b"").retry_after_s == expected
+
+
+def test_a_wait_until_tomorrow_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    answers: list[Callable[[], httpx.Response]] = [lambda: httpx.Response(429, headers={"retry-after": "4353"})]
+    with client_for(answers, waits, monkeypatch) as client, pytest.raises(RateLimitError) as raised:
+        client.models.list()
+    assert (raised.value.retry_after_s, waits) == (4353, [])
 
 
 def client_for(answers: list[Callable[[], httpx.Response]], waits: list[float], monkeypatch: Any) -> Client:

@@ -260,6 +260,57 @@ async def test_unknown_routes_and_methods_have_openais_error_body(client: httpx.
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/nothing", 404),
+        ("POST", "/api/pull", 404),
+        ("GET", "/api/chat", 405),
+        ("DELETE", "/api/tags", 405),
+    ],
+)
+async def test_addresses_below_ollamas_have_its_error_body(
+    client: httpx.AsyncClient, locked: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    for asking, expected in ((client, status), (locked, 401)):
+        answer = await asking.request(method, path, json={})
+        assert answer.status_code == expected
+        assert list(answer.json()) == ["error"]
+        assert isinstance(answer.json()["error"], str)
+        assert "request-id" not in answer.headers
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/messages/batches", 404),
+        ("POST", "/v1/messages/nothing/", 404),
+        ("GET", "/v1/messages", 405),
+        ("GET", "/v1/messages/count_tokens", 405),
+    ],
+)
+async def test_addresses_below_anthropics_have_its_error_body_and_header(
+    client: httpx.AsyncClient, locked: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    for asking, expected in ((client, status), (locked, 401)):
+        answer = await asking.request(method, path, json={})
+        assert answer.status_code == expected
+        body, request_id = answer.json(), answer.headers["x-request-id"]
+        assert body["type"] == "error"
+        assert set(body["error"]) == {"type", "message"}
+        assert body["request_id"] == answer.headers["request-id"] == request_id
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/", "/api", "/apis/x", "/v1/messagesx", "/v1/api/x", "/v1/models"])
+async def test_other_addresses_are_openais(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.post(path, json={})
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert "request-id" not in answer.headers
+
+
+@pytest.mark.anyio
 async def test_every_answer_carries_the_security_headers(client: httpx.AsyncClient) -> None:
     answers = [
         await client.get("/"),

@@ -23,6 +23,7 @@ from openai.types.responses import Response as OfficialResponse
 from toy_llm import FULL, ToyLLM
 
 from qwenstack.core.errors import EngineError, StorageError
+from qwenstack.core.limits import Limits
 from qwenstack.core.outputs import CompletionOutput, OutputDelta, ToolCallDelta
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
@@ -193,6 +194,13 @@ async def test_formats_and_effort_become_what_chat_makes_of_them(ask: AsyncOpenA
         await ask.responses.create(model="default", input="x", reasoning={"effort": effort})  # type: ignore[arg-type]
         assert bytes(llm.prompts[-1]).startswith(prefix)
         assert llm.seen[-1].thinking_budget == budget
+        await ask.chat.completions.create(model="default", messages=message, reasoning_effort=effort)  # type: ignore[call-overload]
+        assert bytes(llm.prompts[-1]).startswith(prefix)
+        assert llm.seen[-1].thinking_budget == budget
+    with pytest.raises(openai.BadRequestError, match="give one of them"):
+        await ask.chat.completions.create(
+            model="default", messages=message, reasoning_effort="none", extra_body={"enable_thinking": True}
+        )
 
 
 @pytest.mark.anyio
@@ -294,6 +302,24 @@ async def test_a_background_response_goes_on_alone_and_can_be_followed(ask: Asyn
     assert (await ask.responses.cancel(begun.id)).status == "completed"
     with pytest.raises(openai.BadRequestError, match="not made in the background"):
         await ask.responses.cancel((await ask.responses.create(model="default", input="x")).id)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("limits", [Limits(tokens_per_minute=60), Limits(tokens_per_day=60)])
+async def test_a_background_response_over_a_limit_is_refused_and_not_kept(
+    llm: ToyLLM, database: Database, limits: Limits
+) -> None:
+    llm.endless = True
+    async with serving(llm, database, ServeConfig(limits=limits)) as connect:
+        ask = connect("any")
+        await ask.responses.create(model="default", input="x", max_output_tokens=40)
+        for stream in (False, True):
+            with pytest.raises(openai.RateLimitError) as refused:
+                await ask.responses.create(
+                    model="default", input="x", max_output_tokens=40, background=True, stream=stream
+                )
+            assert int(refused.value.response.headers["retry-after"]) > 0
+    assert len(llm.seen) == 1
 
 
 @pytest.mark.anyio

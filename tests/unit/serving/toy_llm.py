@@ -74,8 +74,13 @@ class ToyLLM:
     adapter_paths: list[Path] = field(default_factory=list)
     """Those that were loaded."""
     fills_gaps: bool = True
+    may_read: asyncio.Event | None = None
+    """Texts that are being read wait for it."""
+    num_read: int = 0
+    """Texts whose reading has begun."""
 
     async def encode(self, text: str) -> list[int]:
+        await self._read()
         try:
             return list(text.encode())
         except UnicodeEncodeError:
@@ -88,6 +93,7 @@ class ToyLLM:
         tools: Sequence[Mapping[str, object]] | None = None,
         enable_thinking: bool | None = None,
     ) -> list[int]:
+        await self._read()
         lines = [f"[{message.role}] {message.content}" for message in messages]
         if tools:
             lines.insert(0, f"[tools] {len(tools)}")
@@ -96,11 +102,17 @@ class ToyLLM:
         return list("\n".join(lines).encode())
 
     async def encode_infill(self, gap: Gap, *, max_tokens: int) -> InfillPrompt:
+        await self._read()
         if not self.fills_gaps:
             raise RequestError("This model cannot fill gaps.", code="infill_not_supported")
         files = "".join(f"[file {file.path}]{file.text}" for file in gap.context)
         written = f"{files}[prefix]{gap.prefix}[suffix]{gap.suffix}[middle]".encode()
         return InfillPrompt(token_ids=written[-max_tokens:], stop_token_ids=[0], is_cut=len(written) > max_tokens)
+
+    async def _read(self) -> None:
+        self.num_read += 1
+        if self.may_read is not None:
+            await self.may_read.wait()
 
     @property
     def adapter_names(self) -> Sequence[str]:

@@ -67,11 +67,11 @@ class GenerationRpc:
         changes = body.sampling_changes()
         if isinstance(body, CompletionRequest):
             params = self._service.choose_params(changes, max_tokens=DEFAULT_MAX_TOKENS)
-            prompt = await self._service.read_text(request.prompt)
+            prompt = await self._service.read_text(request.prompt, call.identity)
         else:
             params = self._service.choose_params(changes)
             prompt = await self._service.read_chat(
-                body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking()
+                body.to_messages(), call.identity, tools=body.to_tools(), enable_thinking=body.wants_thinking()
             )
         request_id = f"gen-{call.request_id}"
         return GenerationJob(

@@ -33,10 +33,10 @@ class TokenRpc:
         self._service.adapter_of(body.model, call.identity)
         source = body.source()
         if isinstance(source, str):
-            token_ids = await self._service.tokenize(source)
+            token_ids = await self._service.tokenize(source, call.identity)
         else:
-            token_ids = await self._service.encode_chat(
-                source, tools=body.to_tools(), enable_thinking=body.wants_thinking
+            token_ids = await self._service.tokenize_chat(
+                source, call.identity, tools=body.to_tools(), enable_thinking=body.wants_thinking
             )
         return TokenizeResponse(tokens=token_ids, max_model_len=self._service.card.max_model_len)
 

@@ -56,7 +56,7 @@ def anthropic_routes(backend: Backend) -> APIRouter:
     )
     async def create_message(body: MessageRequest, request: Request) -> Response:
         """Go on with a conversation, whole or as a stream of events."""
-        job = await _read_request(backend.service, body, request)
+        job = await backend.run(request, _read_request(backend.service, body, request))
         if body.stream:
             return backend.stream(request, _stream_events(backend.service, job), ANTHROPIC_STREAM)
         return json_response(await backend.run(request, _complete(backend.service, job)))
@@ -69,10 +69,12 @@ def anthropic_routes(backend: Backend) -> APIRouter:
     )
     async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
         """Count what a conversation takes of the context, the template's own words included."""
-        backend.service.adapter_of(body.model, identity_of(request))
-        token_ids = await backend.service.encode_chat(
-            body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking
+        caller = identity_of(request)
+        backend.service.adapter_of(body.model, caller)
+        reading = backend.service.tokenize_chat(
+            body.to_messages(), caller, tools=body.to_tools(), enable_thinking=body.wants_thinking
         )
+        token_ids = await backend.run(request, reading)
         counted: CountTokensResponse = {"input_tokens": len(token_ids)}
         return json_response(counted)
 
@@ -94,7 +96,9 @@ async def _read_request(service: GenerationService, body: MessageRequest, reques
     caller = identity_of(request)
     options = RequestOptions(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
     params = service.choose_params(body.sampling_changes())
-    prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking)
+    prompt = await service.read_chat(
+        body.to_messages(), caller, tools=body.to_tools(), enable_thinking=body.wants_thinking
+    )
     request_id = f"msg_{request_id_of(request)}"
     return GenerationJob(request_id=request_id, prompts=[prompt], params=params, options=options, caller=caller)
 

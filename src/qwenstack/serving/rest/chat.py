@@ -48,7 +48,8 @@ def chat_routes(backend: Backend) -> APIRouter:
     )
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """Go on with a conversation, whole or as a stream."""
-        job = await read_chat_request(backend.service, body, identity_of(request), request_id_of(request))
+        reading = read_chat_request(backend.service, body, identity_of(request), request_id_of(request))
+        job = await backend.run(request, reading)
         if body.stream:
             return backend.stream(request, stream_chat(backend.service, job, wants_usage=body.wants_usage))
         return json_response(await backend.run(request, complete_chat(backend.service, job)))
@@ -66,7 +67,9 @@ async def read_chat_request(
     """
     options = body.request_options(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
     params = service.choose_params(body.sampling_changes(), max_tokens_field=body.max_tokens_field)
-    prompt = await service.read_chat(body.to_messages(), tools=body.to_tools(), enable_thinking=body.wants_thinking())
+    prompt = await service.read_chat(
+        body.to_messages(), caller, tools=body.to_tools(), enable_thinking=body.wants_thinking()
+    )
     return GenerationJob(
         request_id=f"chatcmpl-{request_id}", prompts=[prompt], params=params, options=options, caller=caller
     )

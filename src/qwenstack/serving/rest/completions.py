@@ -46,7 +46,8 @@ def completion_routes(backend: Backend) -> APIRouter:
     )
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Go on with one or more texts, whole or as a stream."""
-        job = await read_completion_request(backend.service, body, identity_of(request), request_id_of(request))
+        reading = read_completion_request(backend.service, body, identity_of(request), request_id_of(request))
+        job = await backend.run(request, reading)
         echo = bool(body.echo)
         if body.stream:
             events = _stream_events(backend.service, job, echo=echo, wants_usage=body.wants_usage)
@@ -67,11 +68,11 @@ async def read_completion_request(
     options = body.request_options(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
     params = service.choose_params(body.sampling_changes(), max_tokens=DEFAULT_MAX_TOKENS)
     if body.suffix is not None:
-        prompt, params = await service.read_gap(body.to_gap(), params)
+        prompt, params = await service.read_gap(body.to_gap(), params, caller)
         prompts = [prompt]
     else:
         prompts = [
-            await service.read_text(prompt) if isinstance(prompt, str) else service.read_tokens(prompt)
+            await service.read_text(prompt, caller) if isinstance(prompt, str) else service.read_tokens(prompt)
             for prompt in body.prompts()
         ]
     return GenerationJob(

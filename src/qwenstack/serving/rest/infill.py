@@ -56,7 +56,8 @@ def infill_routes(backend: Backend) -> APIRouter:
             prefix_cache=body.cache_prompt is not False,
         )
         params = service.choose_params(body.sampling_changes(), max_tokens_field="n_predict")
-        prompt, params = await service.read_gap(body.to_gap(), params, may_cut=True)
+        reading = service.read_gap(body.to_gap(), params, caller, may_cut=True)
+        prompt, params = await backend.run(request, reading)
         job = GenerationJob(
             request_id=f"infill-{request_id_of(request)}",
             prompts=[prompt],
@@ -80,7 +81,8 @@ def infill_routes(backend: Backend) -> APIRouter:
         caller = identity_of(request)
         options = RequestOptions(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
         params = service.choose_params(body.sampling_changes())
-        prompt, params = await service.read_gap(Gap(prefix=body.prompt, suffix=body.suffix or ""), params)
+        reading = service.read_gap(Gap(prefix=body.prompt, suffix=body.suffix or ""), params, caller)
+        prompt, params = await backend.run(request, reading)
         job = GenerationJob(
             request_id=f"fim-{request_id_of(request)}",
             prompts=[prompt],

@@ -72,7 +72,7 @@ def ollama_routes(backend: Backend) -> APIRouter:
     ) -> Response:
         params = service.choose_params(body.sampling_changes(), max_tokens_field="options.num_predict")
         if gap is not None:
-            prompt, params = await service.read_gap(gap, params)
+            prompt, params = await backend.run(request, service.read_gap(gap, params, identity_of(request)))
         if prompt is None:  # it only asks for the model to be loaded
             return json_response(_loaded(options.adapter or service.card.id, write_line))
         job = GenerationJob(
@@ -95,7 +95,10 @@ def ollama_routes(backend: Backend) -> APIRouter:
         prompt = None
         if body.messages:
             messages = [turn.to_message() for turn in body.messages]
-            prompt = await service.read_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking)
+            reading = service.read_chat(
+                messages, identity_of(request), tools=body.to_tools(), enable_thinking=body.wants_thinking
+            )
+            prompt = await backend.run(request, reading)
         return await answer(body, request, options, prompt, _write_chat_line)
 
     @router.post(
@@ -104,11 +107,12 @@ def ollama_routes(backend: Backend) -> APIRouter:
     async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
         """Answer a prompt, or go on with it."""
         options = _options_of(service, body, request)
-        prompt, gap = None, body.to_gap()
+        caller, prompt, gap = identity_of(request), None, body.to_gap()
         if body.prompt and body.raw:
-            prompt = await service.read_text(body.prompt)
+            prompt = await backend.run(request, service.read_text(body.prompt, caller))
         elif body.prompt and gap is None:
-            prompt = await service.read_chat(body.to_messages(), enable_thinking=body.wants_thinking)
+            reading = service.read_chat(body.to_messages(), caller, enable_thinking=body.wants_thinking)
+            prompt = await backend.run(request, reading)
         return await answer(body, request, options, prompt, _write_generate_line, gap)
 
     return router

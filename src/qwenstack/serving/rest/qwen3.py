@@ -33,7 +33,8 @@ def qwen3_routes(backend: Backend) -> APIRouter:
         """Take the prompt for one user message and answer it."""
         caller = identity_of(request)
         adapter = backend.service.adapter_of(DEFAULT_MODEL_NAME, caller)
-        prompt = await backend.service.read_chat([Message(role="user", content=body.prompt)])
+        reading = backend.service.read_chat([Message(role="user", content=body.prompt)], caller)
+        prompt = await backend.run(request, reading)
         params = backend.service.choose_params({"max_tokens": body.max_length}, max_tokens_field="max_length")
         job = GenerationJob(
             request_id=f"gen-{request_id_of(request)}",

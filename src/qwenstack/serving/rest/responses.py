@@ -64,7 +64,8 @@ def response_routes(backend: Backend, responses: Responses) -> APIRouter:
     )
     async def create_response(body: ResponseRequest, request: Request) -> Response:
         """Answer, whole, as a stream, or in the background; go on with a conversation that the server keeps."""
-        draft = await responses.read(body, identity_of(request), request_id=request_id_of(request))
+        reading = responses.read(body, identity_of(request), request_id=request_id_of(request))
+        draft = await backend.run(request, reading)
         if body.background:
             run = await responses.begin(draft)
             if body.stream:

@@ -30,12 +30,14 @@ def token_routes(backend: Backend) -> APIRouter:
     @router.post("/tokenize", summary="Turn a text into tokens", response_model=TokenizeResponse, responses=_RESPONSES)
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         """Turn a text, or a conversation as the model reads it, into tokens."""
-        service.adapter_of(body.model, identity_of(request))
+        caller = identity_of(request)
+        service.adapter_of(body.model, caller)
         source = body.source()
         if isinstance(source, str):
-            token_ids = await service.tokenize(source)
+            reading = service.tokenize(source, caller)
         else:
-            token_ids = await service.encode_chat(source, tools=body.to_tools(), enable_thinking=body.wants_thinking)
+            reading = service.tokenize_chat(source, caller, tools=body.to_tools(), enable_thinking=body.wants_thinking)
+        token_ids = await backend.run(request, reading)
 
         def write_pieces() -> list[TokenPiece]:
             return [write_piece(token_id, service.token_bytes(token_id)) for token_id in token_ids]
@@ -64,9 +66,12 @@ def token_routes(backend: Backend) -> APIRouter:
     )
     async def apply_template(body: ApplyTemplateRequest, request: Request) -> Response:
         """Write a conversation as the model reads it."""
-        service.adapter_of(body.model, identity_of(request))
-        messages = body.to_messages()
-        token_ids = await service.encode_chat(messages, tools=body.to_tools(), enable_thinking=body.wants_thinking)
+        caller = identity_of(request)
+        service.adapter_of(body.model, caller)
+        reading = service.tokenize_chat(
+            body.to_messages(), caller, tools=body.to_tools(), enable_thinking=body.wants_thinking
+        )
+        token_ids = await backend.run(request, reading)
         answer: ApplyTemplateResponse = {"prompt": await asyncio.to_thread(service.text_of, token_ids)}
         return json_response(answer)
 

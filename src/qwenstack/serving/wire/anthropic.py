@@ -15,6 +15,7 @@ from qwenstack.core.messages import Message, ToolCall
 from qwenstack.core.outputs import CompletionOutput, FinishReason, OutputDelta, ToolCallDelta
 from qwenstack.core.sampling_params import MAX_STOP_STRINGS
 from qwenstack.serving.service import DEFAULT_MODEL_NAME, UsageTally
+from qwenstack.serving.wire.effort import budget_of
 from qwenstack.serving.wire.errors import ErrorAnswer
 from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel, given
 from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar, whole_arguments
@@ -246,7 +247,7 @@ class OutputConfig(WireModel):
     format: OutputFormat | None = None
     """Of the text; not together with tools."""
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    """Accepted and ignored."""
+    """Tokens of thinking, where the request leaves them to it (`adaptive`): 1024, 4096, and from `high` no limit."""
 
 
 class RequestMetadata(WireModel):
@@ -344,10 +345,18 @@ class MessageRequest(PromptFields):
             "top_p": self.top_p,
             "stop": self.stop_sequences,
             "output_format": "thinking" if tools is None else "chat",
-            "thinking_budget": self.thinking.budget_tokens if isinstance(self.thinking, ThinkingOn) else None,
+            "thinking_budget": self._thinking_budget,
             "grammar": self._grammar(tools),
         }
         return given(changes)
+
+    @property
+    def _thinking_budget(self) -> int | None:
+        if isinstance(self.thinking, ThinkingOn):
+            return self.thinking.budget_tokens
+        if isinstance(self.thinking, ThinkingAdaptive) and self.output_config is not None:
+            return budget_of(self.output_config.effort)
+        return None
 
     def _grammar(self, tools: Sequence[Mapping[str, object]] | None) -> Grammar | None:
         text_format, choice = self.output_config and self.output_config.format, self.tool_choice
@@ -445,12 +454,15 @@ class AnthropicErrorBody(TypedDict):
 
     type: Literal["error"]
     error: AnthropicErrorDetail
+    request_id: str
+    """What the server's log calls the request; also in the header `request-id`."""
 
 
 def write_anthropic_error(answer: ErrorAnswer) -> AnthropicErrorBody:
     """Write Anthropic's body."""
     kind = _ERROR_TYPES.get(answer.status, "api_error" if answer.status > 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": answer.detail["message"]}}
+    detail: AnthropicErrorDetail = {"type": kind, "message": answer.detail["message"]}
+    return {"type": "error", "error": detail, "request_id": answer.request_id}
 
 
 def write_content(answer: CompletionOutput) -> list[Content]:

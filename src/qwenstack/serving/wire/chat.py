@@ -14,6 +14,7 @@ from qwenstack.core.messages import Message, Role, ToolCall, content_is_missing
 from qwenstack.core.outputs import CompletionOutput, FinishReason, OutputDelta, ToolCallDelta
 from qwenstack.core.sampling_params import MAX_LOGPROBS
 from qwenstack.serving.strict_json import parse_json_object
+from qwenstack.serving.wire.effort import Effort, budget_of, thinks_at
 from qwenstack.serving.wire.logprobs import ChatLogprobs
 from qwenstack.serving.wire.sampling import MAX_TOKENS, SamplingFields, Usage, WireFinishReason, WireModel
 from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar
@@ -212,6 +213,9 @@ class ChatCompletionRequest(SamplingFields):
     """Let a thinking model think, or not."""
     thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKENS)
     """Tokens of thinking at most; at the limit the model is made to answer."""
+    reasoning_effort: Effort | None = None
+    """OpenAI's word for both: `none` switches thinking off; the others switch it on, with 256, 1024, 4096 tokens, and
+    from `high` no limit."""
     metadata: dict[str, str] | None = Field(None, max_length=16)
     """Accepted and ignored."""
     store: Literal[False] | None = None
@@ -247,7 +251,12 @@ class ChatCompletionRequest(SamplingFields):
             RequestError: it says two things.
         """
         inner = self.chat_template_kwargs.enable_thinking if self.chat_template_kwargs else None
-        return _agreed("enable_thinking", self.enable_thinking, "chat_template_kwargs.enable_thinking", inner)
+        switch = _agreed("enable_thinking", self.enable_thinking, "chat_template_kwargs.enable_thinking", inner)
+        thinks = thinks_at(self.reasoning_effort)
+        if switch is not None and thinks is not None and switch != thinks:
+            text = f"`reasoning_effort` is {self.reasoning_effort!r}, `enable_thinking` is {switch}; give one of them."
+            raise RequestError(text, param="reasoning_effort", code="invalid_value")
+        return thinks if switch is None else switch
 
     def sampling_changes(self) -> dict[str, object]:
         """Add chat's own fields to the shared ones.
@@ -257,8 +266,9 @@ class ChatCompletionRequest(SamplingFields):
         """
         changes = super().sampling_changes()
         changes["output_format"] = "chat" if self._shows_tools else "thinking"
-        if self.thinking_budget is not None:
-            changes["thinking_budget"] = self.thinking_budget
+        budget = budget_of(self.reasoning_effort) if self.thinking_budget is None else self.thinking_budget
+        if budget is not None:
+            changes["thinking_budget"] = budget
         grammar = self._grammar()
         if grammar is not None:
             changes["grammar"] = grammar

@@ -16,6 +16,7 @@ from qwenstack.core.messages import Message, ToolCall
 from qwenstack.core.outputs import CompletionOutput, FinishReason, GeneratedToolCall
 from qwenstack.core.sampling_params import MAX_SEED, MAX_STOP_STRINGS
 from qwenstack.serving.service import UsageTally
+from qwenstack.serving.wire.effort import budget_of
 from qwenstack.serving.wire.errors import ErrorAnswer
 from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel, given
 from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar, whole_arguments
@@ -90,7 +91,7 @@ class RequestFields(WireModel):
     options: Options | None = None
     """How to sample."""
     think: bool | Literal["low", "medium", "high", "max"] | None = None
-    """Whether a thinking model thinks."""
+    """Whether a thinking model thinks; `low` gives it 1024 tokens for it, `medium` 4096, more has no limit."""
     keep_alive: float | str | None = None
     """Accepted and ignored: the model stays."""
 
@@ -107,8 +108,8 @@ class RequestFields(WireModel):
     def sampling_changes(self) -> dict[str, object]:
         """Return what the request gives, by `SamplingParams` name."""
         changes = self.options.sampling_changes() if self.options else {}
-        grammar = self._grammar()
-        return {**changes, "output_format": "thinking"} | ({} if grammar is None else {"grammar": grammar})
+        budget = None if isinstance(self.think, bool) else budget_of(self.think)
+        return {**changes, "output_format": "thinking"} | given({"grammar": self._grammar(), "thinking_budget": budget})
 
     def _grammar(self) -> Grammar | None:
         if isinstance(self.format, dict):

@@ -14,13 +14,10 @@ from qwenstack.core.request_options import MAX_PRIORITY, RequestOptions
 from qwenstack.core.sampling_params import MAX_SEED
 from qwenstack.serving.service import DEFAULT_MODEL_NAME, UsageTally
 from qwenstack.serving.wire.chat import FunctionName, JsonObjectFormat, TextFormat
+from qwenstack.serving.wire.effort import Effort, budget_of, thinks_at
 from qwenstack.serving.wire.response_items import InputItem, InputItems, MessageItem
 from qwenstack.serving.wire.sampling import ID_PATTERN, MAX_TOKENS, WireModel, given
 from qwenstack.serving.wire.tools import MAX_TOOLS, schema_grammar, tools_grammar
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-THINKING_BUDGETS: Mapping[Effort, int] = {"minimal": 256, "low": 1024, "medium": 4096}
-"""Tokens of thinking for an effort: ours, four times as many from each to the next. Above, the context is the limit."""
 
 
 class FunctionTool(WireModel):
@@ -183,8 +180,7 @@ class ResponseRequest(WireModel):
 
     def wants_thinking(self) -> bool | None:
         """Return what the request says about thinking, None where it leaves it to the model."""
-        effort = self.reasoning.effort if self.reasoning else None
-        return None if effort is None else effort != "none"
+        return thinks_at(self._effort)
 
     def request_options(self, *, tenant: str, adapter: str | None) -> RequestOptions:
         """Return how the engine is to treat the request."""
@@ -197,7 +193,6 @@ class ResponseRequest(WireModel):
             RequestError: two fields contradict each other.
         """
         tools = self.to_tools()
-        effort = self.reasoning.effort if self.reasoning else None
         changes: dict[str, object] = {
             "max_tokens": self.max_output_tokens,
             "temperature": self.temperature,
@@ -205,10 +200,14 @@ class ResponseRequest(WireModel):
             "top_k": self.top_k,
             "seed": self.seed,
             "output_format": "thinking" if tools is None else "chat",
-            "thinking_budget": None if effort is None else THINKING_BUDGETS.get(effort),
+            "thinking_budget": budget_of(self._effort),
             "grammar": self._grammar(tools),
         }
         return given(changes)
+
+    @property
+    def _effort(self) -> Effort | None:
+        return self.reasoning.effort if self.reasoning else None
 
     def _grammar(self, tools: Sequence[Mapping[str, object]] | None) -> Grammar | None:
         required = self._required_tool()
@@ -216,7 +215,8 @@ class ResponseRequest(WireModel):
         if text_format is None or isinstance(text_format, TextFormat):
             if tools is None:
                 return None
-            return tools_grammar(tools, required_tool=required, parallel=self.parallel_tool_calls is not False)
+            parallel = self.parallel_tool_calls is not False
+            return tools_grammar(tools, required_tool=required, parallel=parallel, schema_field="parameters")
         if tools is not None:
             text = f"`text.format` is {text_format.type!r} and `tools` are given; ask for one of the two at a time."
             raise RequestError(text, param="text.format", code="unsupported_parameter")
@@ -246,10 +246,13 @@ OutputItem: TypeAlias = dict[str, object]
 """An item that the model made: of type `message`, `reasoning` or `function_call`."""
 
 
+ResponseErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
+
+
 class ResponseError(TypedDict):
     """Why a response failed."""
 
-    code: Literal["server_error", "invalid_prompt"]
+    code: ResponseErrorCode
     message: str
     type: str
     """The word that the same error has as `code` on the other endpoints; `server_restarted` where the server died."""

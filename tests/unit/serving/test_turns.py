@@ -1,0 +1,137 @@
+"""Turns of tenants: never more at a time than there are places, one tenant after the other, nobody forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwenstack.serving.turns import FairTurns
+
+pytestmark = pytest.mark.anyio
+
+ARRIVE, FINISH, CANCEL = "arrive", "finish", "cancel"
+STEPS = st.lists(st.tuples(st.sampled_from([ARRIVE, ARRIVE, FINISH, CANCEL]), st.integers(0, 100)), max_size=60)
+TENANTS = "abc"
+
+
+@dataclass
+class Model:
+    """What should be running: brute force, over lists."""
+
+    num_places: int
+    running: list[int] = field(default_factory=list)
+    queues: dict[str, deque[int]] = field(default_factory=dict)
+
+    def arrive(self, tenant: str, job: int) -> None:
+        if len(self.running) < self.num_places:
+            self.running.append(job)
+        else:
+            self.queues.setdefault(tenant, deque()).append(job)
+
+    def finish(self, job: int) -> None:
+        self.running.remove(job)
+        if not self.queues:
+            return
+        tenant, queue = next(iter(self.queues.items()))
+        del self.queues[tenant]
+        self.running.append(queue.popleft())
+        if queue:
+            self.queues[tenant] = queue
+
+    def cancel(self, job: int) -> None:
+        for tenant, queue in list(self.queues.items()):
+            if job in queue:
+                queue.remove(job)
+                if not queue:
+                    del self.queues[tenant]
+
+
+class Jobs:
+    """Work that runs until a test says that it is done."""
+
+    def __init__(self, turns: FairTurns) -> None:
+        self.turns = turns
+        self.running: list[int] = []
+        self.tasks: dict[int, asyncio.Task[int]] = {}
+        self._ends: dict[int, asyncio.Event] = {}
+
+    def start(self, tenant: str, job: int) -> None:
+        self._ends[job] = asyncio.Event()
+        self.tasks[job] = asyncio.create_task(self.turns.run(tenant, lambda: self._work(job)))
+
+    def finish(self, job: int) -> None:
+        self._ends[job].set()
+
+    async def _work(self, job: int) -> int:
+        self.running.append(job)
+        await self._ends[job].wait()
+        self.running.remove(job)
+        return job
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(STEPS, st.integers(1, 3))
+def test_what_runs_is_what_the_model_says(steps: list[tuple[str, int]], num_places: int) -> None:
+    async def play() -> None:
+        jobs, model, next_job = Jobs(FairTurns(num_places)), Model(num_places), 0
+        for step, number in steps:
+            if step == ARRIVE:
+                tenant = TENANTS[number % len(TENANTS)]
+                jobs.start(tenant, next_job)
+                model.arrive(tenant, next_job)
+                next_job += 1
+            elif step == FINISH and model.running:
+                job = sorted(model.running)[number % len(model.running)]
+                jobs.finish(job)
+                model.finish(job)
+            elif step == CANCEL and next_job:
+                jobs.tasks[number % next_job].cancel()  # one that runs goes on, for nobody
+                model.cancel(number % next_job)
+            await settle()
+            assert sorted(jobs.running) == sorted(model.running)
+        while model.running:
+            job = model.running[0]
+            jobs.finish(job)
+            model.finish(job)
+            await settle()
+        results = await asyncio.gather(*jobs.tasks.values(), return_exceptions=True)
+        assert all(result == job or isinstance(result, asyncio.CancelledError) for job, result in enumerate(results))
+
+    asyncio.run(play())
+
+
+async def test_a_turn_that_comes_in_the_moment_of_a_cancellation_is_passed_on() -> None:
+    jobs = Jobs(FairTurns(1))
+    for job in range(3):
+        jobs.start("a", job)
+    await settle()
+    jobs.finish(0)
+    jobs.tasks[1].cancel()
+    await settle()
+    assert jobs.running == [2]
+    jobs.finish(2)
+    assert await jobs.tasks[2] == 2
+
+
+async def test_a_failure_is_its_own_tasks_and_frees_the_place() -> None:
+    turns = FairTurns(1)
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async def work() -> str:
+        return "done"
+
+    with pytest.raises(ValueError, match="no"):
+        await turns.run("a", fail)
+    assert await turns.run("b", work) == "done"
