@@ -30,9 +30,26 @@ peer() {
   fi
 }
 
+# ik_llama_source: prints a folder with ik_llama.cpp's sources and the file that their distribution leaves out, which only
+# names the build: the release's own sources stop at it after ten minutes.
+ik_llama_source() {
+  local version=0.1.5 folder=$env/source common
+  if ! "$env/bin/python" -m pip show --quiet ik-llama-cpp-python 2>/dev/null; then
+    mkdir -p "$folder"
+    "$env/bin/python" -m pip download --disable-pip-version-check --quiet --no-deps \
+      --no-binary ik-llama-cpp-python --dest "$folder" "ik-llama-cpp-python==$version" >&2 || true
+    tar -xzf "$folder/ik_llama_cpp_python-$version.tar.gz" -C "$folder" || true
+    common=$folder/ik_llama_cpp_python-$version/vendor/ik_llama.cpp/common
+    mkdir -p "$common/cmake"
+    printf '%s\n' 'set(BUILD_NUMBER 0)' 'configure_file(common/build-info.cpp.in common/build-info.cpp)' \
+      >"$common/cmake/build-info-gen-cpp.cmake"
+  fi
+  echo "$folder/ik_llama_cpp_python-$version"
+}
+
 export CMAKE_ARGS="-DGGML_NATIVE=ON ${CMAKE_ARGS:-}"
 peer torch 'torch==2.13.0' # first, and the exact one: what asks for any torch would bring a build for GPUs
 peer transformers 'transformers>=5.23' 'gguf>=0.19' accelerate
 peer openvino-genai 'openvino-genai==2026.4.1.*'
 peer llama-cpp-python --no-binary llama-cpp-python 'llama-cpp-python==0.3.36'
-peer ik-llama-cpp-python --no-binary ik-llama-cpp-python 'ik-llama-cpp-python==0.1.5'
+peer ik-llama-cpp-python "$(ik_llama_source)"

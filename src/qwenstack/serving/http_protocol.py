@@ -29,7 +29,7 @@ class HttpLimits:
     """What a connection may take."""
 
     max_header_bytes: int
-    """The longest request line and headers together."""
+    """The longest request line and headers together; the trailers behind a body may be as long again."""
     header_timeout_s: float
     """A client has this long to send them, from its first byte that belongs to no open request."""
     send_timeout_s: float
@@ -51,6 +51,7 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._chunk_bytes = 0
         self._in_headers = True
+        self._may_be_in_trailers = False
         self._start_header_timer()
         self._send_timer: asyncio.TimerHandle | None = None
         self._unanswered: deque[RequestResponseCycle] = deque()
@@ -67,10 +68,10 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             return  # where the next request begins is not known any more
         self._chunk_bytes = len(data)
-        if self._in_headers:
+        if self._in_fields:
             self._header_bytes += self._chunk_bytes
         super().data_received(data)
-        if self._in_headers and self._header_bytes > self.limits.max_header_bytes:
+        if self._in_fields and self._header_bytes > self.limits.max_header_bytes:
             self._refuse(_TOO_LARGE)
         elif self._refusal is None and not self._unanswered and self._header_timer.cancelled():
             # Empty lines, or the rest of a body that is answered already: uvicorn's own timer ended with them.
@@ -80,12 +81,15 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_headers = True
         self._header_bytes = self._chunk_bytes
+        self._num_fields = 0
         self._header_timer.cancel()
         self._start_header_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        if len(self.headers) > MAX_HEADERS or len(name) + len(value) > self.limits.max_header_bytes:
+        if self._in_headers:  # else a trailer: whether the application would see it hangs on how the bytes are cut
+            super().on_header(name, value)
+        self._num_fields += 1
+        if self._num_fields > MAX_HEADERS or len(name) + len(value) > self.limits.max_header_bytes:
             # The parser turns this into its own error, and the connection gets a 400.
             raise ValueError("too many headers, or one too long")
 
@@ -103,8 +107,18 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         self._header_timer.cancel()
         self._unanswered.append(self.cycle)
 
+    def on_chunk_header(self) -> None:
+        # Behind the last chunk's size there are trailers, not a body. They count from the next read on, as headers do.
+        self._may_be_in_trailers = True
+        self._header_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._may_be_in_trailers = False
+
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._may_be_in_trailers = False
         # Where in this chunk the next request begins is not told: its headers count from the next chunk on. What is
         # not counted is at most one read of the socket.
         self._chunk_bytes = 0
@@ -124,6 +138,10 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._stop_send_timer()
         super().resume_writing()
+
+    @property
+    def _in_fields(self) -> bool:
+        return self._in_headers or self._may_be_in_trailers
 
     def _unsupported_upgrade_warning(self) -> None:
         # The request is answered as if it had not asked, but the parser reads nothing behind it: nobody may wait.

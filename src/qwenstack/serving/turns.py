@@ -1,13 +1,14 @@
 """Work that a few threads share evenly among tenants, whoever asks for how much.
 
 Reading a text of two megabytes takes a second of a thread, and a thread cannot be stopped. So no more begins than there
-are threads, whose turn is next goes round by tenant, and what nobody waits for any more never begins.
+are threads, whose turn is next goes round by tenant, nobody has the last thread but whoever has no other, and what
+nobody waits for any more never begins.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
@@ -15,11 +16,17 @@ Result = TypeVar("Result")
 
 
 class FairTurns:
-    """Lets a fixed number of jobs run at a time; the next one is of the tenant that has waited longest for a turn."""
+    """Lets a fixed number of jobs run at a time; the next one is of the tenant that has waited longest for a turn.
+
+    One tenant's jobs take all places but one, so that another's first job waits for none of them; where there is only
+    one place, it is everybody's.
+    """
 
     def __init__(self, num_at_once: int) -> None:
         """Begin with all places free."""
         self._num_free = num_at_once
+        self._most_of_one = max(1, num_at_once - 1)
+        self._running = Counter[str]()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """Of each tenant with jobs that wait, in the order of its next turn."""
 
@@ -31,12 +38,12 @@ class FairTurns:
         """
         await self._wait_for_turn(tenant)
         task = asyncio.ensure_future(work())
-        task.add_done_callback(lambda _: self._pass_on())
+        task.add_done_callback(lambda _: self._end(tenant))
         return await asyncio.shield(task)
 
     async def _wait_for_turn(self, tenant: str) -> None:
-        if self._num_free:
-            self._num_free -= 1
+        if self._may_start(tenant):
+            self._start(tenant)
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append(turn)
@@ -46,8 +53,15 @@ class FairTurns:
             if turn.cancelled():
                 self._leave(tenant, turn)
             else:  # the turn came in the same moment
-                self._pass_on()
+                self._end(tenant)
             raise
+
+    def _may_start(self, tenant: str) -> bool:
+        return self._num_free > 0 and self._running[tenant] < self._most_of_one
+
+    def _start(self, tenant: str) -> None:
+        self._num_free -= 1
+        self._running[tenant] += 1
 
     def _leave(self, tenant: str, turn: asyncio.Future[None]) -> None:
         queue = self._waiting[tenant]
@@ -55,13 +69,17 @@ class FairTurns:
         if not queue:
             del self._waiting[tenant]
 
-    def _pass_on(self) -> None:
-        """Give a place that is free to the next tenant, which is the last one afterwards."""
-        if not self._waiting:
-            self._num_free += 1
+    def _end(self, tenant: str) -> None:
+        """Free a place, and give it to the next tenant that may have one, which is the last one afterwards."""
+        self._num_free += 1
+        self._running[tenant] -= 1
+        if not self._running[tenant]:
+            del self._running[tenant]
+        following = next(filter(self._may_start, self._waiting), None)
+        if following is None:
             return
-        tenant = next(iter(self._waiting))
-        queue = self._waiting.pop(tenant)
+        queue = self._waiting.pop(following)
+        self._start(following)
         queue.popleft().set_result(None)
         if queue:
-            self._waiting[tenant] = queue
+            self._waiting[following] = queue

@@ -209,6 +209,12 @@ def test_a_schema_reaches_the_grammar(client: anthropic.Anthropic, llm: ToyLLM) 
         client.messages.create(model="default", max_tokens=9, messages=USER, output_config=shaped, tools=[WEATHER])
 
 
+def test_a_tool_that_no_object_fits_is_refused_by_its_fields_name(client: anthropic.Anthropic) -> None:
+    tool: Any = {"name": "f", "input_schema": {"type": "string"}}
+    with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\].input_schema"):
+        client.messages.create(model="default", max_tokens=9, messages=USER, tools=[tool])
+
+
 def test_effort_bounds_thinking_that_is_left_to_the_model(client: anthropic.Anthropic, llm: ToyLLM) -> None:
     low: Any = {"effort": "low"}
     for thinking, budget in (({"type": "adaptive"}, 1024), ({"type": "disabled"}, None)):

@@ -200,6 +200,74 @@ def test_sec_21_nothing_is_written_into_an_answer_that_is_on_its_way(llm: ToyLLM
     assert answer.count(b"HTTP/1.1") == 1 or answer.rfind(b"HTTP/1.1") > answer.index(b"[DONE]\n\n\r\n0\r\n\r\n")
 
 
+def chunked(*trailers: bytes, headers: bytes = b"") -> tuple[bytes, bytes]:
+    """Return a request up to its body, and the body with what follows it."""
+    head = (
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\nConnection: close\r\n" + headers + b"\r\n"
+    )
+    body = b'{"content":"x"}'
+    fields = b"".join(trailer + b"\r\n" for trailer in trailers)
+    return head, b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, fields)
+
+
+RIGHT_KEY = b"Authorization: Bearer sk-right-key"
+
+
+def test_sec_21_a_trailer_is_no_header(serve: Serve) -> None:
+    with serve(api_keys=("sk-right-key",)) as url:
+        assert exchange(url, b"".join(chunked(headers=RIGHT_KEY + b"\r\n"))).startswith(b"HTTP/1.1 200")
+        assert exchange(url, b"".join(chunked(RIGHT_KEY))).startswith(b"HTTP/1.1 401")
+        assert exchange(url, b"".join(chunked(b"X: y", RIGHT_KEY, b"X: y"))).startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize("num_early", [0, 20, 30, 60], ids=["the body", "the last chunk", "a trailer", "its value"])
+def test_sec_21_a_trailer_does_no_harm_wherever_the_bytes_are_cut(serve: Serve, num_early: int) -> None:
+    trailers = (b"Origin: https://evil.example", b"Host: evil.example", b"Expect: 100-continue", b"X: y")
+    head, rest = chunked(*trailers, headers=RIGHT_KEY + b"\r\n")
+    with serve(api_keys=("sk-right-key",)) as url:
+        assert exchange(url, head + rest).startswith(b"HTTP/1.1 200")
+        with socket.create_connection(address_of(url), timeout=5) as connection:
+            connection.sendall(head + rest[:num_early])
+            time.sleep(0.1)  # so that the server reads each by itself
+            connection.sendall(rest[num_early:])
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+def test_sec_21_a_trailer_is_no_header_of_the_next_request(serve: Serve) -> None:
+    first = b"".join(chunked(b"X: y", RIGHT_KEY, headers=RIGHT_KEY + b"\r\n"))
+    with serve(api_keys=("sk-right-key",)) as url:
+        answer = exchange(url, first.replace(b"Connection: close\r\n", b"") + b"".join(chunked()))
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200", b"401"]
+
+
+def test_sec_21_trailers_have_the_limits_of_headers(serve: Serve) -> None:
+    with serve(max_header_bytes=4096) as url:
+        assert exchange(url, b"".join(chunked(b"X: " + b"a" * 3000))).startswith(b"HTTP/1.1 200")
+        assert exchange(url, b"".join(chunked(b"X: " + b"a" * 5000))).startswith(b"HTTP/1.1 400")
+        assert exchange(url, b"".join(chunked(*[b"X: y"] * 101))).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("flood", [b"X: " + b"a" * 8000, b"X" * 8000], ids=["value", "name"])
+def test_sec_21_a_trailer_without_end_is_cut(serve: Serve, flood: bytes) -> None:
+    head, rest = chunked()
+    with serve(max_header_bytes=4096) as url, socket.create_connection(address_of(url), timeout=5) as connection:
+        connection.sendall(head + rest[:-2])
+        time.sleep(0.1)  # so that the server reads each by itself
+        connection.sendall(flood)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 431")
+
+
+def test_sec_22_a_long_chunk_does_not_count_as_trailers(serve: Serve) -> None:
+    head, _ = chunked()
+    body = b'{"content":"' + b"a" * 20_000 + b'"}'
+    with serve(max_header_bytes=4096) as url, socket.create_connection(address_of(url), timeout=5) as connection:
+        for piece in (head, b"%x\r\n" % len(body), body[:10_000], body[10_000:], b"\r\n0\r\n", b"X: y\r\n\r\n"):
+            connection.sendall(piece)
+            time.sleep(0.05)  # so that the server reads each by itself
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("version", [b"0.9", b"1.2", b"2.0", b"9.9"])
 def test_sec_21_other_versions_of_http_are_refused(url: str, version: bytes) -> None:
     answer = exchange(url, b"GET /livez HTTP/" + version + b"\r\nHost: localhost\r\n\r\n", timeout_s=1)

@@ -195,6 +195,55 @@ async def test_a_demand_that_cannot_be_met_is_refused(
 
 
 @pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string"},
+        {"type": ["array", "null"]},
+        {"type": None},
+        {"const": 5},
+        {"enum": ["a", ["b"], None]},
+        {"type": "object", "enum": []},
+        False,
+    ],
+)
+@pytest.mark.parametrize("choice", ["required", "auto"])
+async def test_a_tool_whose_arguments_can_be_no_object_is_refused(
+    client: httpx.AsyncClient, llm: ToyLLM, schema: object, choice: str
+) -> None:
+    tools = [TOOL, {"type": "function", "function": {"name": "f", "parameters": schema}}]
+    response = await client.post(URL, json=ask(tools=tools, tool_choice=choice))
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == "tools[1].function.parameters"
+    assert "tools[1].function.parameters" in error["message"]
+    if isinstance(schema, dict):
+        assert "arguments of a call are an object" in error["message"]
+    assert not llm.seen
+
+
+async def test_the_refusal_of_a_tool_has_the_name_that_its_field_has_in_the_api(client: httpx.AsyncClient) -> None:
+    schema, turns = {"type": "string"}, [{"role": "user", "content": "天气?"}]
+    tool = {"type": "function", "name": "f", "parameters": schema}
+    response = await client.post("/v1/responses", json={"input": turns, "tools": [tool], "tool_choice": "required"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tools[0].parameters")
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    response = await client.post("/api/chat", json={"model": "toy/echo", "messages": turns, "tools": [tool]})
+    assert response.status_code == 400
+    assert "`tools[0].function.parameters" in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [None, {}, {"type": ["object", "null"]}, {"anyOf": [{"type": "string"}, SCHEMA]}, {"enum": [1, {"a": 1}]}],
+)
+async def test_a_tool_whose_arguments_may_be_an_object_is_taken(
+    client: httpx.AsyncClient, llm: ToyLLM, schema: object
+) -> None:
+    await answer(client, tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    assert llm.seen
+
+
+@pytest.mark.parametrize(
     "field",
     ["chat_parser", "tool_call_parser", "reasoning_parser", "parser", "output_format", "chat_format", "grammar"],
 )

@@ -26,22 +26,29 @@ class Model:
     num_places: int
     running: list[int] = field(default_factory=list)
     queues: dict[str, deque[int]] = field(default_factory=dict)
+    tenants: list[str] = field(default_factory=list)
+    """Of all jobs."""
 
     def arrive(self, tenant: str, job: int) -> None:
-        if len(self.running) < self.num_places:
+        self.tenants.append(tenant)
+        if self.has_place(tenant):
             self.running.append(job)
         else:
             self.queues.setdefault(tenant, deque()).append(job)
 
+    def has_place(self, tenant: str) -> bool:
+        own = sum(self.tenants[job] == tenant for job in self.running)
+        return len(self.running) < self.num_places and (own < self.num_places - 1 or self.num_places == 1)
+
     def finish(self, job: int) -> None:
         self.running.remove(job)
-        if not self.queues:
-            return
-        tenant, queue = next(iter(self.queues.items()))
-        del self.queues[tenant]
-        self.running.append(queue.popleft())
-        if queue:
-            self.queues[tenant] = queue
+        for tenant, queue in list(self.queues.items()):
+            if self.has_place(tenant):
+                del self.queues[tenant]
+                self.running.append(queue.popleft())
+                if queue:
+                    self.queues[tenant] = queue
+                return
 
     def cancel(self, job: int) -> None:
         for tenant, queue in list(self.queues.items()):
@@ -80,7 +87,7 @@ async def settle() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(STEPS, st.integers(1, 3))
+@given(STEPS, st.integers(1, 4))
 def test_what_runs_is_what_the_model_says(steps: list[tuple[str, int]], num_places: int) -> None:
     async def play() -> None:
         jobs, model, next_job = Jobs(FairTurns(num_places)), Model(num_places), 0
@@ -108,6 +115,19 @@ def test_what_runs_is_what_the_model_says(steps: list[tuple[str, int]], num_plac
         assert all(result == job or isinstance(result, asyncio.CancelledError) for job, result in enumerate(results))
 
     asyncio.run(play())
+
+
+async def test_one_tenants_jobs_leave_a_place_for_anothers() -> None:
+    jobs = Jobs(FairTurns(2))
+    for job in range(5):
+        jobs.start("a", job)
+    jobs.start("b", 5)
+    await settle()
+    assert sorted(jobs.running) == [0, 5]
+    jobs.tasks[1].cancel()
+    for job in (0, 5, 2, 3, 4):
+        jobs.finish(job)
+    assert await asyncio.gather(*(jobs.tasks[job] for job in (0, 2, 3, 4, 5))) == [0, 2, 3, 4, 5]
 
 
 async def test_a_turn_that_comes_in_the_moment_of_a_cancellation_is_passed_on() -> None:

@@ -92,7 +92,7 @@ def _sentence(message: str) -> str:
     text = message.split("\n")[0].removeprefix("failed to compile JSON schema: ")
     text = re.sub(r" at line \d+ column \d+$", "", text)
     text = re.sub(r' \(at ("(?:[^"\\]|\\.)*") \(.*\)\)$', r", at \1", text)
-    text = text.replace("f64", "a number").replace("Pointer '/properties/arguments/", "Pointer '/")
+    text = text.replace("f64", "a number").replace("Pointer '/$defs/arguments/", "Pointer '/")
     return text[:_MAX_CHARS].rstrip(".") + "."
 
 

@@ -67,10 +67,16 @@ def _hermes_rules(functions: Mapping[str, Json]) -> list[str]:
     calls: list[str] = []
     for index, (name, parameters) in enumerate(functions.items()):
         with _blamed_on(name):
-            arguments.append(f"arguments_{index}: {schema_lark(check_schema(parameters, depth=1))}")
+            arguments.append(f"arguments_{index}: {schema_lark(_objects_of(parameters))}")
         calls.append(f"function_{index}: /{_head_pattern(name, f'({WHITESPACE})?')}/ rest_of_function_{index}")
         calls.append(f"rest_of_function_{index}: /({WHITESPACE})?/ arguments_{index} /({WHITESPACE})?\\}}/")
     return arguments + calls
+
+
+def _objects_of(parameters: Json) -> Json:
+    """Return the checked schema of those objects that fit; nothing else is read as the arguments of a call."""
+    root = "#/$defs/arguments"
+    return {"type": "object", "$ref": root, "$defs": {"arguments": check_schema(parameters, root=root, depth=1)}}
 
 
 def _text_rules() -> list[str]:

@@ -37,7 +37,7 @@ def function_lark(name: str, parameters: Json, least_lengths: set[int]) -> str:
     """
     root = "#/$defs/arguments"
     checked = check_schema(parameters, root=root, depth=1)
-    if not isinstance(checked, dict) or checked.get("type", "object") != "object" or checked.keys() - _OF_OBJECTS:
+    if not isinstance(checked, dict) or not _takes_objects(checked) or checked.keys() - _OF_OBJECTS:
         extra = sorted(checked.keys() - _OF_OBJECTS) if isinstance(checked, dict) else []
         raise GrammarRefusal(
             "They must be an object with `properties`; this model writes each argument by itself, so that "
@@ -61,6 +61,11 @@ def function_lark(name: str, parameters: Json, least_lengths: set[int]) -> str:
         value = _value_lark(others, _reference(f"{root}/additionalProperties", checked), least_lengths)
         parts.append(f'("<parameter=" /[a-zA-Z_][a-zA-Z0-9_.\\-]{{0,63}}/ ">\\n" {value} "\\n")*')
     return " ".join([*parts, json.dumps("</function>")])
+
+
+def _takes_objects(checked: Mapping[str, Json]) -> bool:
+    types = checked.get("type", "object")
+    return types == "object" or (isinstance(types, list) and "object" in types)
 
 
 def is_plain_text(schema: object) -> bool:

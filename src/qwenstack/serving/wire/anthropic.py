@@ -375,7 +375,7 @@ class MessageRequest(PromptFields):
                 text = f"`tool_choice` names {required[:256]!r}, which is not in `tools`; name one of those."
                 raise RequestError(text, param="tool_choice", code="invalid_value")
         one_call = choice is not None and not isinstance(choice, NoChoice) and choice.disable_parallel_tool_use
-        return tools_grammar(tools, required_tool=required, parallel=not one_call)
+        return tools_grammar(tools, required_tool=required, parallel=not one_call, schema_field="input_schema")
 
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]

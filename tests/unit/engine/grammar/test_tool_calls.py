@@ -9,6 +9,7 @@ import pytest
 from support.grammar_walks import accepts, constraint_of, vocabulary_of, walk
 from support.read_calls import read_calls
 
+from qwenstack.core.errors import RequestError
 from qwenstack.core.grammar import Grammar
 from qwenstack.engine.grammar.lark_source import lark_of
 from qwenstack.engine.grammar.refusal import GrammarRefusal
@@ -181,6 +182,52 @@ def test_a_required_call_comes_at_once():
     assert not accepts(constraint, "Sure. " + call("now", {}))
     assert not accepts(constraint, "")
     assert not accepts(constraint_of(tools_grammar("get_weather")), call("now", {}))
+
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        True,
+        {"properties": CITY["properties"]},
+        {"type": ["object", "null"]},
+        {"anyOf": [{"type": "string"}, CITY]},
+        {"oneOf": [{"type": "null"}, CITY]},
+        {
+            "$ref": "#/$defs/any",
+            "$defs": {"any": {"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/city"}]}, "city": CITY},
+        },
+        {"enum": ["a", 5, None, [], {"city": "Paris"}]},
+    ],
+)
+def test_arguments_are_an_object_whatever_the_schema_lets_through(schema: object):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    constraint = constraint_of(tools_grammar("*", tools))
+    assert accepts(constraint, call("f", {"city": "Paris"}))
+    assert read(call("f", {"city": "Paris"})) == [("f", {"city": "Paris"})]
+    for other in ("a", 5, None, [], True):
+        assert not accepts(constraint, call("f", other)), other
+
+
+def test_what_a_schema_asks_of_its_objects_is_kept():
+    tree = {"anyOf": [{"type": "string"}, {"properties": {"child": {"$ref": "#"}}, "required": ["child"]}]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": tree}}]
+    constraint = constraint_of(tools_grammar("*", tools))
+    assert accepts(constraint, call("f", {"child": "a leaf"}))
+    assert accepts(constraint, call("f", {"child": {"child": "a leaf"}}))
+    assert not accepts(constraint, call("f", {}))
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "string"}, False, {"const": 5}, {"anyOf": [{"type": "null"}, {"enum": [1]}]}]
+)
+def test_a_tool_whose_arguments_can_be_no_object_is_no_grammar(schema: object):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    with pytest.raises(RequestError, match="parameters of the tool 'f' cannot be used"):
+        constraint_of(tools_grammar("*", tools))
 
 
 @pytest.mark.parametrize(

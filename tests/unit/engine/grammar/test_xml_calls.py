@@ -65,6 +65,14 @@ def test_calls_that_fit_are_let_through_and_read_back() -> None:
     assert accepts(constraint, call("log", ("any_thing", "at all"), ("x", "[1]")))
 
 
+def test_parameters_that_need_not_be_an_object_are_one() -> None:
+    parameters = {"type": ["null", "object"], "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    constraint = constraint_of(grammar("*", tools), tool_format="qwen_xml")
+    assert accepts(constraint, call("f", ("a", "b")))
+    assert not accepts(constraint, call("f"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
