@@ -254,7 +254,12 @@ class Embedder(Protocol):
         ...
 
     async def prepare(
-        self, inputs: Sequence[str | Sequence[int]], *, input_type: InputType | None = None, truncate: bool = False
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        input_type: InputType | None = None,
+        truncate: bool = False,
+        tenant: str = "",
     ) -> list[EmbeddingInput]:
         """Turn texts or token ids into what the model reads, and count it.
 
@@ -262,6 +267,7 @@ class Embedder(Protocol):
             inputs: what is to be embedded.
             input_type: what the texts are; None: as each says itself, or the model's first type.
             truncate: leave out the end of what is too long; without it, it comes back with its true length.
+            tenant: whose turn it is.
 
         Raises:
             RequestError: one of them is empty or no text, or has an id that the model does not have; the message names
@@ -270,8 +276,8 @@ class Embedder(Protocol):
         """
         ...
 
-    async def embed(self, inputs: Sequence[EmbeddingInput]) -> list[Vector]:
-        """Return the vector of each input; callers take turns, and one that is cancelled stops soon.
+    async def embed(self, inputs: Sequence[EmbeddingInput], *, tenant: str = "") -> list[Vector]:
+        """Return the vector of each input; tenants take turns, and one that is cancelled stops soon.
 
         Which others are computed beside an input changes no bit of its vector.
 

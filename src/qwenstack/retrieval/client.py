@@ -1,7 +1,7 @@
 """The server's end of an embedding model's process: started when first needed, and again when it died.
 
-Commands go strictly in turn. A request is computed in small batches, and each batch waits for its turn anew: a long
-list holds up others for the length of one batch.
+One command is worked on at a time. A request is computed in small batches, and each batch waits for its tenant's turn
+anew: whatever one tenant asks for, another waits for the length of one batch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from array import array
 from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from qwenstack.core.embedding import EmbeddingInput, InputType, Vector
 from qwenstack.core.errors import EngineError
 from qwenstack.core.framing import FrameBuffer
 from qwenstack.core.protocols import EmbedderCard
+from qwenstack.core.turns import FairTurns
 from qwenstack.core.worker_process import cause_of_death, spawn_worker, stop_worker
 from qwenstack.retrieval.wire import (
     Command,
@@ -75,7 +77,7 @@ class EmbedderProcess:
         self._load = load
         self._read = read
         self._reply_timeout_s = reply_timeout_s
-        self._turn = asyncio.Lock()
+        self._turns = FairTurns(1)
         self._worker: _Worker | None = None
         self._is_closed = False
         self._numbers = count()
@@ -92,22 +94,27 @@ class EmbedderProcess:
         return worker is not None and worker.has_answered and worker.process.returncode is None
 
     async def prepare(
-        self, inputs: Sequence[str | Sequence[int]], *, input_type: InputType | None = None, truncate: bool = False
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        input_type: InputType | None = None,
+        truncate: bool = False,
+        tenant: str = "",
     ) -> list[EmbeddingInput]:
         """Check the inputs here, and have them counted there."""
         checked = [self._read(given, index, input_type) for index, given in enumerate(inputs)]
         prepared: list[EmbeddingInput] = []
         for kind, batch in _runs(checked):
-            reply = await self._ask(Prepare(next(self._numbers), batch, kind, truncate))
+            reply = await self._ask(Prepare(next(self._numbers), batch, kind, truncate), tenant)
             assert isinstance(reply, Prepared), "the reply to Prepare"
             prepared.extend(reply.inputs)
         return prepared
 
-    async def embed(self, inputs: Sequence[EmbeddingInput]) -> list[Vector]:
+    async def embed(self, inputs: Sequence[EmbeddingInput], *, tenant: str = "") -> list[Vector]:
         """Return the vector of each input."""
         vectors: list[Vector] = []
         for batch in _batches(inputs):
-            reply = await self._ask(Embed(next(self._numbers), batch))
+            reply = await self._ask(Embed(next(self._numbers), batch), tenant)
             assert isinstance(reply, Vectors), "the reply to Embed"
             vectors.extend(_rows(reply.rows, self.card.dimensions))
         return vectors
@@ -117,25 +124,29 @@ class EmbedderProcess:
         self._is_closed = True
         await self._drop_worker()
 
-    async def _ask(self, command: Question) -> Prepared | Vectors:
-        """Send a command when it is its turn, and return the reply.
+    async def _ask(self, command: Question, tenant: str) -> Prepared | Vectors:
+        """Send a command when it is the tenant's turn, and return the reply.
 
         Raises:
             EngineError: the process died, does not answer, or cannot load the model; the next command starts another.
         """
-        async with self._turn:
-            worker = await self._running()
-            try:
-                async with asyncio.timeout(self._reply_timeout_s):
-                    reply = await worker.ask(command)
-            except (TimeoutError, EOFError, OSError) as error:
-                await self._drop_worker()
-                logger.error("The embedding model's process ended (%s).", worker.cause_of_death)
-                raise EngineError(f"The embedding model's process ended ({worker.cause_of_death}).") from error
-            if isinstance(reply, Failed):
-                await self._drop_worker()
-                raise EngineError(f"The embedding model cannot be loaded: {reply.message}")
-            return reply
+        return await self._turns.run(tenant, partial(self._ask_now, command))
+
+    async def _ask_now(self, command: Question) -> Prepared | Vectors:
+        worker = await self._running()
+        try:
+            async with asyncio.timeout(self._reply_timeout_s):
+                reply = await worker.ask(command)
+        except (TimeoutError, EOFError, OSError) as error:
+            await self._drop_worker()
+            if self._is_closed:
+                raise EngineError("The embedding model was stopped.") from error
+            logger.error("The embedding model's process ended (%s).", worker.cause_of_death)
+            raise EngineError(f"The embedding model's process ended ({worker.cause_of_death}).") from error
+        if isinstance(reply, Failed):
+            await self._drop_worker()
+            raise EngineError(f"The embedding model cannot be loaded: {reply.message}")
+        return reply
 
     async def _running(self) -> _Worker:
         if self._is_closed:
@@ -176,7 +187,7 @@ class _Worker:
         return cause_of_death(self.process)
 
     async def ask(self, command: Question) -> Reply:
-        """Send a command and wait for its reply; those to commands that were cancelled are passed over.
+        """Send a command and wait for its reply.
 
         Raises:
             EOFError: the process is gone.

@@ -21,6 +21,7 @@ from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput
 from qwenstack.core.protocols import AsyncLLM, EngineStats, ModelCard
 from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
+from qwenstack.core.turns import FairTurns
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import ForbiddenModelError, UnknownModelError
 from qwenstack.serving.identity import Identity
@@ -28,7 +29,6 @@ from qwenstack.serving.limiter import ASSUMED_ANSWER_TOKENS, Limiter
 from qwenstack.serving.merge import merge_streams
 from qwenstack.serving.metrics import Metrics, RequestTimer
 from qwenstack.serving.traces import NO_TRACES, Generation, Traces
-from qwenstack.serving.turns import FairTurns
 
 Result = TypeVar("Result")
 

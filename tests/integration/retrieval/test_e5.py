@@ -186,6 +186,21 @@ async def test_many_at_once_get_their_own_vectors(embedder: EmbedderProcess) -> 
     assert np.array_equal(np.concatenate(together), await vectors_of(embedder, texts))
 
 
+async def test_another_tenants_text_waits_for_one_batch_and_not_for_all_of_them(embedder: EmbedderProcess) -> None:
+    inputs = await embedder.prepare(["the cat fell asleep on the sofa"] * 64)
+    done: list[str] = []
+
+    async def embed(tenant: str, count: int) -> None:
+        await embedder.embed(inputs[:count], tenant=tenant)
+        done.append(tenant)
+
+    greedy = [asyncio.create_task(embed("a", 64)) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    await embed("b", 1)
+    assert done == ["b"]
+    await asyncio.gather(*greedy)
+
+
 async def test_nothing_runs_before_the_first_request_and_after_the_end() -> None:
     embedder = e5_embedder()
     assert embedder.pid is None

@@ -108,7 +108,7 @@ def watched(embedder: ToyEmbedder, monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Have the model give watched vectors, and return who reads them."""
     number = iter(range(10**9))
 
-    async def embed(inputs: Sequence[EmbeddingInput]) -> list[Vector]:
+    async def embed(inputs: Sequence[EmbeddingInput], *, tenant: str = "") -> list[Vector]:
         return [WatchedVector("f", [next(number) / 3] * 8) for _ in inputs]
 
     monkeypatch.setattr(embedder, "embed", embed)

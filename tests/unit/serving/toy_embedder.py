@@ -44,7 +44,12 @@ class ToyEmbedder:
     is_loaded: bool = False
 
     async def prepare(
-        self, inputs: Sequence[str | Sequence[int]], *, input_type: InputType | None = None, truncate: bool = False
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        input_type: InputType | None = None,
+        truncate: bool = False,
+        tenant: str = "",
     ) -> list[EmbeddingInput]:
         texts = [given if isinstance(given, str) else "".join(map(chr, given)) for given in inputs]
         read = [EmbeddingInput(content=text, num_tokens=len(text), input_type=input_type or "query") for text in texts]
@@ -56,7 +61,7 @@ class ToyEmbedder:
             for each in read
         ]
 
-    async def embed(self, inputs: Sequence[EmbeddingInput]) -> list[Vector]:
+    async def embed(self, inputs: Sequence[EmbeddingInput], *, tenant: str = "") -> list[Vector]:
         self.num_open += 1
         self.is_loaded = True
         try:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenstack.serving.turns import FairTurns
+from qwenstack.core.turns import FairTurns
 
 pytestmark = pytest.mark.anyio
 
