@@ -78,11 +78,11 @@ def create(
             )
         except RequestError as error:
             raise ConfigError(str(error)) from error
+    if is_first:
+        sys.stderr.write("This is the first key: from now on the server asks everybody for one, for good.\n")
     if as_json:
         print_json({**_row_of(made.key), "key": made.text})
         return
-    if is_first:
-        sys.stderr.write("This is the first key: from now on the server asks everybody for one, for good.\n")
     sys.stderr.write(
         f"Key {made.key.id} ({made.key.name}) of {made.key.tenant}. It is shown this once; only its hash is kept.\n"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -64,10 +64,17 @@ class FairTurns:
         self._running[tenant] += 1
 
     def _leave(self, tenant: str, turn: asyncio.Future[None]) -> None:
-        queue = self._waiting[tenant]
-        queue.remove(turn)
-        if not queue:
-            del self._waiting[tenant]
+        queue = self._waiting.get(tenant, ())
+        if turn in queue:  # else `_end` came first and passed over it
+            self._keep(tenant, [other for other in queue if other is not turn])
+
+    def _keep(self, tenant: str, turns: Iterable[asyncio.Future[None]]) -> None:
+        """Have a tenant wait for these, in its place of the order or as the last one."""
+        queue = deque(turns)
+        if queue:
+            self._waiting[tenant] = queue
+        else:
+            self._waiting.pop(tenant, None)
 
     def _end(self, tenant: str) -> None:
         """Free a place, and give it to the next tenant that may have one, which is the last one afterwards."""
@@ -75,11 +82,11 @@ class FairTurns:
         self._running[tenant] -= 1
         if not self._running[tenant]:
             del self._running[tenant]
-        following = next(filter(self._may_start, self._waiting), None)
-        if following is None:
-            return
-        queue = self._waiting.pop(following)
-        self._start(following)
-        queue.popleft().set_result(None)
-        if queue:
-            self._waiting[following] = queue
+        for following in list(filter(self._may_start, self._waiting)):
+            # One that is cancelled may not have been woken yet to leave.
+            turns = [turn for turn in self._waiting.pop(following) if not turn.cancelled()]
+            if turns:
+                self._start(following)
+                turns[0].set_result(None)
+                self._keep(following, turns[1:])
+                return

@@ -29,7 +29,7 @@ class HttpLimits:
     """What a connection may take."""
 
     max_header_bytes: int
-    """The longest request line and headers together; the trailers behind a body may be as long again."""
+    """The longest request line and headers together; what stands around a chunk of a body may be as long again."""
     header_timeout_s: float
     """A client has this long to send them, from its first byte that belongs to no open request."""
     send_timeout_s: float
@@ -51,7 +51,7 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._chunk_bytes = 0
         self._in_headers = True
-        self._may_be_in_trailers = False
+        self._is_around_chunks = False
         self._start_header_timer()
         self._send_timer: asyncio.TimerHandle | None = None
         self._unanswered: deque[RequestResponseCycle] = deque()
@@ -104,21 +104,29 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
             raise ValueError("a length that readers take differently")
         super().on_headers_complete()
         self._in_headers = False
+        if codings:
+            self._count_around_chunks()
         self._header_timer.cancel()
         self._unanswered.append(self.cycle)
 
     def on_chunk_header(self) -> None:
-        # Behind the last chunk's size there are trailers, not a body. They count from the next read on, as headers do.
-        self._may_be_in_trailers = True
-        self._header_bytes = 0
+        self._count_around_chunks()  # behind the last one's size there are trailers, not a body
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
-        self._may_be_in_trailers = False
+        self._is_around_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._count_around_chunks()
+
+    def _count_around_chunks(self) -> None:
+        """Count what is no body, a chunk's size, its extensions, trailers, from the next read on, as headers are."""
+        self._is_around_chunks = True
+        self._header_bytes = 0
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._may_be_in_trailers = False
+        self._is_around_chunks = False
         # Where in this chunk the next request begins is not told: its headers count from the next chunk on. What is
         # not counted is at most one read of the socket.
         self._chunk_bytes = 0
@@ -141,7 +149,7 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
 
     @property
     def _in_fields(self) -> bool:
-        return self._in_headers or self._may_be_in_trailers
+        return self._in_headers or self._is_around_chunks
 
     def _unsupported_upgrade_warning(self) -> None:
         # The request is answered as if it had not asked, but the parser reads nothing behind it: nobody may wait.

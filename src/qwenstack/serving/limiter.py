@@ -76,7 +76,7 @@ class Limiter:
         account = self._account(caller)
         self._check_concurrency(account)
         if for_answer:
-            self._check_tokens(account, caller, 1, "send less at once")
+            self._check_has_tokens(account, caller)
         account.running += 1
         return Reading(account)
 
@@ -145,6 +145,13 @@ class Limiter:
         if most is not None and account.running >= most:
             text = f"This API key may wait for {most} answers at a time. Try again when one has ended."
             raise self._refuse(text, kind="concurrency", retry_after_s=ANOTHER_ENDS_S)
+
+    def _check_has_tokens(self, account: _Account, caller: Identity) -> None:
+        self._check_budget(account, caller, 1, "ask whoever made the key for more")
+        wait_s = 0.0 if account.tokens is None else account.tokens.wait_s(1, self._clock())
+        if wait_s > 0:
+            text = f"This API key has used its tokens of this minute. Try again in {wait_s:.3g} s."
+            raise self._refuse(text, kind="tokens", retry_after_s=wait_s)
 
     def _check_tokens(self, account: _Account, caller: Identity, demand: int, advice: str) -> None:
         self._check_budget(account, caller, demand, advice)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Generator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from sqlalchemy import Connection, update
 
@@ -75,13 +75,18 @@ def restore(url: str, backup: Path, *, actor: str) -> None:
 def _prepared(backup: Path, target: Path, record: AuditRecord) -> Generator[Path]:
     """Copy a backup to the target's disk, check it and prepare it, in a private folder that is gone afterwards."""
     nearest = next(folder for folder in target.absolute().parents if folder.exists())
-    with TemporaryDirectory(prefix=f"{target.name}.restore-", dir=nearest) as folder:
-        path = Path(folder) / "copy.db"
+    folder = nearest / f"{target.name}.restore"
+    shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+    folder.mkdir(mode=0o700)
+    try:
+        path = folder / "copy.db"
         with _connect(backup) as copy, _connect(path) as destination:
             copy.backup(destination)
             _check(destination, backup)
         _prepare(path, record)
         yield path
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _replace(target: Path, prepared: Path) -> None:
@@ -89,7 +94,10 @@ def _replace(target: Path, prepared: Path) -> None:
         with _connect(prepared) as copy, _connect(target) as destination:
             copy.backup(destination)  # one transaction of SQLite's
     except sqlite3.Error as error:
-        raise StorageError(f"The database {str(target)!r} cannot be written to: {_reason(error)}.") from error
+        raise StorageError(
+            f"The database {str(target)!r} cannot be written to: {_reason(error)}. If it is damaged, move it and what "
+            "begins with its name away, and restore again."
+        ) from error
 
 
 def _prepare(path: Path, record: AuditRecord) -> None:

@@ -117,6 +117,47 @@ def test_what_runs_is_what_the_model_says(steps: list[tuple[str, int]], num_plac
     asyncio.run(play())
 
 
+MOMENTS = st.lists(
+    st.tuples(st.sampled_from([ARRIVE, FINISH, CANCEL]), st.integers(0, 7), st.integers(0, 3)), max_size=60
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(MOMENTS, st.integers(1, 4))
+def test_nothing_is_lost_whatever_comes_in_the_same_moment(
+    moments: list[tuple[str, int, int]], num_places: int
+) -> None:
+    """Ends and cancellations so close to each other that nobody has been woken in between."""
+
+    async def play() -> None:
+        failures: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+        jobs, next_job = Jobs(FairTurns(num_places)), 0
+        cancelled: set[int] = set()
+        for step, number, num_ticks in moments:
+            if step == ARRIVE:
+                jobs.start(TENANTS[number % len(TENANTS)], next_job)
+                next_job += 1
+            elif step == FINISH and jobs.running:
+                jobs.finish(jobs.running[number % len(jobs.running)])
+            elif step == CANCEL and next_job:
+                cancelled.add(number % next_job)
+                jobs.tasks[number % next_job].cancel()
+            for _ in range(num_ticks):
+                await asyncio.sleep(0)
+            assert len(jobs.running) <= num_places
+        for job in range(next_job):
+            jobs.finish(job)
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(*jobs.tasks.values(), return_exceptions=True)
+            for tenant in TENANTS:  # all places are free again, for everybody
+                assert await jobs.turns.run(tenant, lambda: asyncio.sleep(0, "done")) == "done"
+        assert all(result == job or job in cancelled for job, result in enumerate(results))
+        assert not failures
+
+    asyncio.run(play())
+
+
 async def test_one_tenants_jobs_leave_a_place_for_anothers() -> None:
     jobs = Jobs(FairTurns(2))
     for job in range(5):
@@ -130,13 +171,17 @@ async def test_one_tenants_jobs_leave_a_place_for_anothers() -> None:
     assert await asyncio.gather(*(jobs.tasks[job] for job in (0, 2, 3, 4, 5))) == [0, 2, 3, 4, 5]
 
 
-async def test_a_turn_that_comes_in_the_moment_of_a_cancellation_is_passed_on() -> None:
+@pytest.mark.parametrize("num_ticks", range(6))
+async def test_a_turn_that_comes_in_the_moment_of_a_cancellation_is_passed_on(num_ticks: int) -> None:
     jobs = Jobs(FairTurns(1))
     for job in range(3):
         jobs.start("a", job)
     await settle()
     jobs.finish(0)
+    for _ in range(num_ticks):  # until the work has ended, its place is free, the next one has been told, has begun
+        await asyncio.sleep(0)
     jobs.tasks[1].cancel()
+    jobs.finish(1)
     await settle()
     assert jobs.running == [2]
     jobs.finish(2)

@@ -197,10 +197,11 @@ async def test_formats_and_effort_become_what_chat_makes_of_them(ask: AsyncOpenA
         await ask.chat.completions.create(model="default", messages=message, reasoning_effort=effort)  # type: ignore[call-overload]
         assert bytes(llm.prompts[-1]).startswith(prefix)
         assert llm.seen[-1].thinking_budget == budget
-    with pytest.raises(openai.BadRequestError, match="give one of them"):
-        await ask.chat.completions.create(
-            model="default", messages=message, reasoning_effort="none", extra_body={"enable_thinking": True}
-        )
+    for other in ({"enable_thinking": True}, {"thinking_budget": 512}):
+        with pytest.raises(openai.BadRequestError, match="give one of them"):
+            await ask.chat.completions.create(
+                model="default", messages=message, reasoning_effort="none", extra_body=other
+            )
 
 
 @pytest.mark.anyio

@@ -55,6 +55,8 @@ def _subject(grammar: Grammar, line: int | None) -> str:
 
 
 def _reason(message: str, grammar: Grammar) -> str:
+    if grammar.kind == "tools":  # whose schemas stand within one of ours
+        message = message.replace("Pointer '/$defs/arguments/", "Pointer '/")
     found = _FAULT_IN_PATTERN.search(message)
     if found is not None:
         at = ""
@@ -92,7 +94,7 @@ def _sentence(message: str) -> str:
     text = message.split("\n")[0].removeprefix("failed to compile JSON schema: ")
     text = re.sub(r" at line \d+ column \d+$", "", text)
     text = re.sub(r' \(at ("(?:[^"\\]|\\.)*") \(.*\)\)$', r", at \1", text)
-    text = text.replace("f64", "a number").replace("Pointer '/$defs/arguments/", "Pointer '/")
+    text = text.replace("f64", "a number")
     return text[:_MAX_CHARS].rstrip(".") + "."
 
 

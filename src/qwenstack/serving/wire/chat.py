@@ -256,6 +256,9 @@ class ChatCompletionRequest(SamplingFields):
         if switch is not None and thinks is not None and switch != thinks:
             text = f"`reasoning_effort` is {self.reasoning_effort!r}, `enable_thinking` is {switch}; give one of them."
             raise RequestError(text, param="reasoning_effort", code="invalid_value")
+        if thinks is False and self.thinking_budget:
+            text = "`reasoning_effort` is 'none', and there is a `thinking_budget`; give one of them."
+            raise RequestError(text, param="reasoning_effort", code="invalid_value")
         return thinks if switch is None else switch
 
     def sampling_changes(self) -> dict[str, object]:
