@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from qwenstack.core.embedding import EmbeddingInput, InputType, Vector
+from qwenstack.core.errors import RequestError
 from qwenstack.core.protocols import EmbedderCard
 
 LETTERS = "abcdefgh"
+VOCAB_SIZE = 0xD800
+"""Code points below the surrogates."""
 CARD = EmbedderCard(
     id="toy/letters",
     created=1_700_000_000,
@@ -51,7 +54,7 @@ class ToyEmbedder:
         truncate: bool = False,
         tenant: str = "",
     ) -> list[EmbeddingInput]:
-        texts = [given if isinstance(given, str) else "".join(map(chr, given)) for given in inputs]
+        texts = [given if isinstance(given, str) else _text_of(given) for given in inputs]
         read = [EmbeddingInput(content=text, num_tokens=len(text), input_type=input_type or "query") for text in texts]
         limit = self.card.max_tokens
         return [
@@ -75,3 +78,10 @@ class ToyEmbedder:
 
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+def _text_of(token_ids: Sequence[int]) -> str:
+    for token_id in token_ids:
+        if not 0 <= token_id < VOCAB_SIZE:
+            raise RequestError(f"`input` has token id {token_id}.", param="input", code="invalid_value")
+    return "".join(map(chr, token_ids))
