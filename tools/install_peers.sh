@@ -47,7 +47,8 @@ ik_llama_source() {
   echo "$folder/ik_llama_cpp_python-$version"
 }
 
-export CMAKE_ARGS="-DGGML_NATIVE=ON ${CMAKE_ARGS:-}"
+# Libraries find each other in their folder, as those of published wheels do.
+export CMAKE_ARGS="-DGGML_NATIVE=ON -DCMAKE_INSTALL_RPATH=\$ORIGIN ${CMAKE_ARGS:-}"
 peer torch 'torch==2.13.0' # first, and the exact one: what asks for any torch would bring a build for GPUs
 peer transformers 'transformers>=5.23' 'gguf>=0.19' accelerate
 peer openvino-genai 'openvino-genai==2026.4.1.*'
