@@ -9,7 +9,8 @@ Everything is in memory and of this server; tokens of the day are the database's
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -62,8 +63,9 @@ class Limiter:
                 raise self._refuse(text, kind="requests", retry_after_s=wait_s)
             bucket.take(1, now_s)
 
-    def read(self, caller: Identity, *, for_answer: bool = True) -> Reading:
-        """Take a place for the time in which a text is read; to be used in a `with` block.
+    @contextmanager
+    def reading(self, caller: Identity, *, for_answer: bool = True) -> Generator[None]:
+        """Hold a place among the caller's answers while a text is read.
 
         Args:
             caller: who asks.
@@ -78,7 +80,10 @@ class Limiter:
         if for_answer:
             self._check_has_tokens(account, caller)
         account.running += 1
-        return Reading(account)
+        try:
+            yield
+        finally:
+            account.running -= 1
 
     def check(self, caller: Identity, *, prompt_tokens: int, answer_tokens: int) -> None:
         """Refuse what `reserve` would refuse now.
@@ -198,23 +203,6 @@ class Limiter:
         if len(self._accounts) >= MOST_IDLE_ACCOUNTS:
             now_s = self._clock()
             self._accounts = {name: account for name, account in self._accounts.items() if not account.is_idle(now_s)}
-
-
-class Reading:
-    """A place that is taken while a text is read."""
-
-    def __init__(self, account: _Account) -> None:
-        """Hold a place that the limiter has taken."""
-        self._account = account
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give it back."""
-        self._account.running -= 1
 
 
 class Reservation:

@@ -399,7 +399,7 @@ class GenerationService:
 
         Every wire's texts come through here, so this is where reading is held to the caller's limits and shared evenly.
         """
-        with self._limiter.read(caller, for_answer=for_answer):
+        with self._limiter.reading(caller, for_answer=for_answer):
             return await self._turns.run(caller.tenant, encode)
 
     def _adapter_name(self, model: str) -> str | None:
