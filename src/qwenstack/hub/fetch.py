@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ import httpx
 
 from qwenstack.core.errors import ConfigError, DownloadError
 from qwenstack.hub.remote_model import RemoteFile
+
+logger = logging.getLogger(__name__)
 
 MAX_LISTING_BYTES = 32 << 20
 MAX_REDIRECTS = 5
@@ -220,7 +223,11 @@ class Fetcher:
     def _wait_or_give_up(self, error: _TransientError, url: str, failures: int, attempts: int) -> None:
         if failures >= attempts:
             raise DownloadError(f"{url} could not be fetched: {error}. Try again; what is there is kept.") from error
-        self._sleep(min(max(error.wait_s, 0.5 * 2**failures), MAX_WAIT_S))
+        wait_s = min(max(error.wait_s, 0.5 * 2**failures), MAX_WAIT_S)
+        logger.warning(
+            "%s: %s; attempt %d of %d in %.0f s.", httpx.URL(url).host, error, failures + 1, attempts, wait_s
+        )
+        self._sleep(wait_s)
 
 
 def file_digest(path: Path, algorithm: Literal["sha256", "git-sha1"]) -> str:

@@ -100,9 +100,14 @@ def test_a_hub_without_ranges_is_asked_again_from_the_start(start_hub, cache, li
     assert pull(MODEL, cache=cache, progress=listener, hubs=hubs(hub)).path.read_bytes() == WEIGHTS
 
 
-def test_a_busy_hub_is_asked_again(start_hub, cache, listener):
+def test_a_busy_hub_is_asked_again_and_each_wait_is_told(start_hub, cache, listener, caplog):
     hub = start_hub(repos={REPO: {FILE: WEIGHTS}}, failures=[503, 429, 500])
     assert pull(MODEL, cache=cache, progress=listener, hubs=hubs(hub)).path.read_bytes() == WEIGHTS
+    told = [record.getMessage() for record in caplog.records if record.name == "qwenstack.hub.fetch"]
+    assert [message.split(";")[0] for message in told] == [
+        f"127.0.0.1: the hub answered {status}" for status in (503, 429, 500)
+    ]
+    assert "attempt 2 of 6 in 1 s" in told[0]
 
 
 def test_a_hub_that_stays_busy_is_given_up(start_hub, cache, listener):
