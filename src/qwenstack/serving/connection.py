@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
-from typing import Never, TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from contextlib import aclosing, contextmanager
+from types import TracebackType
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -25,30 +26,50 @@ class Lifetime:
 
     def __init__(self) -> None:
         """Start serving."""
-        self._stopping = asyncio.Event()
+        self._is_stopping = False
+        self._open: set[_Endable] = set()
 
     @property
     def is_stopping(self) -> bool:
         """Whether the server takes no more work."""
-        return self._stopping.is_set()
+        return self._is_stopping
 
     def stop(self) -> None:
         """Cancel every open answer; each is told why."""
-        self._stopping.set()
+        self._is_stopping = True
+        for answer in list(self._open):
+            answer.end(_stopping())
 
-    async def wait_for_stop(self) -> None:
-        """Return when the server stops."""
-        await self._stopping.wait()
+    @contextmanager
+    def answering(self) -> Generator[_Endable]:
+        """Let what the current task does in this block be ended, by the server's end among others."""
+        answer = _Endable()
+        self._open.add(answer)
+        try:
+            with answer:
+                yield answer
+        finally:
+            self._open.remove(answer)
 
 
 async def run_while_connected(work: Coroutine[object, object, Result], receive: Receive, lifetime: Lifetime) -> Result:
     """Run `work`, and cancel it at once when there is nobody to answer.
 
+    It runs in the caller's own task: beside a crowd of requests each wait for another task is a wait for all of them.
+
     Raises:
         ClientDisconnect: the client left.
         ServerStoppingError: the server stops.
     """
-    return await _run_until(work, _wait_for_disconnect(receive), _wait_for_stop(lifetime))
+    if lifetime.is_stopping:
+        work.close()
+        raise _stopping()
+    with lifetime.answering() as answer:
+        watch = asyncio.ensure_future(_end_when_disconnected(answer, receive))
+        try:
+            return await work
+        finally:
+            watch.cancel()
 
 
 async def run_while_serving(work: Coroutine[object, object, Result], lifetime: Lifetime) -> Result:
@@ -57,38 +78,56 @@ async def run_while_serving(work: Coroutine[object, object, Result], lifetime: L
     Raises:
         ServerStoppingError: the server stops.
     """
-    return await _run_until(work, _wait_for_stop(lifetime))
+    if lifetime.is_stopping:
+        work.close()
+        raise _stopping()
+    with lifetime.answering():
+        return await work
 
 
-async def _run_until(work: Coroutine[object, object, Result], *ends: Coroutine[object, object, Never]) -> Result:
-    """Run `work` until it is done, or one of `ends` raises."""
-    task = asyncio.ensure_future(work)
-    ending = [asyncio.ensure_future(end) for end in ends]
-    everything = {task, *ending}
+class _Endable:
+    """A block of the current task that others can end with a reason, as `asyncio.timeout` ends one after a time.
+
+    Entered once, by the task that makes it.
+    """
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "answers are made by tasks"
+        self._task: asyncio.Task[object] = task
+        self._reason: Exception | None = None
+
+    def end(self, reason: Exception) -> None:
+        """Cancel what the block is waiting for; `reason` comes out of it. The first reason counts."""
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+    def __enter__(self) -> None:
+        self._others = self._task.cancelling()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._reason is None:
+            return
+        is_ours = self._task.uncancel() <= self._others  # else somebody cancelled the task itself
+        if is_ours and kind is not None:  # what failed while it was being cancelled interests nobody
+            raise self._reason from None
+
+
+async def _end_when_disconnected(answer: _Endable, receive: Receive) -> None:
     try:
-        done, _ = await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for each in everything:
-            each.cancel()
-        # The cancelled work has given its memory back when this returns, but for what a thread of its has in hands.
-        await asyncio.wait(everything)
-        reasons = [end.exception() for end in ending if not end.cancelled()]
-    if task in done:
-        return task.result()
-    if not task.cancelled():
-        _ = task.exception()  # what failed while it was being cancelled interests nobody
-    raise next(reason for reason in reasons if reason is not None)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except Exception as error:  # noqa: BLE001 - such as a body that goes on behind its end
+        answer.end(error)
+    else:
+        answer.end(ClientDisconnect())
 
 
-async def _wait_for_disconnect(receive: Receive) -> Never:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    raise ClientDisconnect
-
-
-async def _wait_for_stop(lifetime: Lifetime) -> Never:
-    await lifetime.wait_for_stop()
-    raise ServerStoppingError("The server is shutting down. Try again when it is back.")
+def _stopping() -> ServerStoppingError:
+    return ServerStoppingError("The server is shutting down. Try again when it is back.")
 
 
 class PiecedResponse(Response):

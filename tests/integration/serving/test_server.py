@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -13,12 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
+from starlette.types import Receive, Scope, Send
 from toy_llm import ToyLLM
 
 from qwenstack.core.errors import ConfigError
-from qwenstack.serving import ServeConfig, open_socket
+from qwenstack.serving import ServeConfig, create_app, open_socket, serve_app
 
 Serve = Callable[..., contextlib.AbstractContextManager[str]]
 
@@ -409,3 +413,44 @@ def test_two_requests_on_one_connection_are_both_answered(url: str) -> None:
 def test_no_header_tells_what_software_answers(url: str) -> None:
     answer = exchange(url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").lower()
     assert b"\r\nserver:" not in answer
+
+
+class NotesTurns:
+    """An application that notes in which turn of the event loop each of its requests begins."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.state = app.state
+        self.turn = 0
+        self.begun: list[int] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            self.begun.append(self.turn)
+        await self._app(scope, receive, send)
+
+    def count_turns(self) -> None:
+        self.turn += 1
+        asyncio.get_running_loop().call_soon(self.count_turns)
+
+
+def test_a_burst_of_connections_is_taken_in_a_few_turns_of_the_loop() -> None:
+    config, burst = ServeConfig(port=0), 48
+    app = NotesTurns(create_app(ToyLLM(), config))
+
+    async def serve_burst(listener: socket.socket) -> None:
+        app.count_turns()
+        serving = asyncio.ensure_future(serve_app(app, config, listener=listener))  # type: ignore[arg-type]
+        async with asyncio.timeout(30):
+            while len(app.begun) < burst:
+                await asyncio.sleep(0.001)
+        app.state.lifetime.stop()
+        await serving
+
+    with open_socket(config) as listener, contextlib.ExitStack() as clients:
+        for _ in range(burst):
+            client = clients.enter_context(socket.create_connection(listener.getsockname(), timeout=5))
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve_burst(listener))
+    assert app.begun[-1] - app.begun[0] <= burst / 4, "libuv by itself takes one connection in a turn"

@@ -9,9 +9,12 @@ from collections.abc import AsyncGenerator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
 from toy_llm import ToyLLM
 
 from qwenstack.serving import ServeConfig, create_app
+from qwenstack.serving.connection import Lifetime, run_while_connected, run_while_serving
+from qwenstack.serving.errors import ServerStoppingError
 from qwenstack.serving.merge import merge_streams
 from qwenstack.serving.wire.sse import encode_event
 
@@ -152,6 +155,86 @@ async def test_a_cancelled_answer_is_cancelled_in_the_engine_too() -> None:
     answer.cancel()
     await asyncio.wait((answer,))
     assert llm.num_open == 0
+
+
+class Conversation:
+    """What a client does, as the server hears of it."""
+
+    def __init__(self) -> None:
+        self._left = asyncio.Event()
+        self.leave = self._left.set
+
+    async def receive(self) -> dict:
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+
+async def forever(begun: asyncio.Event) -> None:
+    begun.set()
+    await asyncio.Event().wait()
+
+
+async def test_whoever_was_told_that_the_client_left_goes_on_uncancelled() -> None:
+    client, begun = Conversation(), asyncio.Event()
+    asyncio.get_running_loop().call_later(0.01, client.leave)
+    with pytest.raises(ClientDisconnect):
+        await run_while_connected(forever(begun), client.receive, Lifetime())
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+
+
+async def test_work_that_is_done_before_the_client_leaves_is_done() -> None:
+    client, lifetime = Conversation(), Lifetime()
+    assert await run_while_connected(asyncio.sleep(0.001, "done"), client.receive, lifetime) == "done"
+    client.leave()
+    lifetime.stop()
+    await asyncio.sleep(0.01)  # nothing is thrown here any more
+
+
+async def test_who_is_cancelled_while_the_client_leaves_is_cancelled() -> None:
+    client, begun = Conversation(), asyncio.Event()
+    answer = asyncio.ensure_future(run_while_connected(forever(begun), client.receive, Lifetime()))
+    await begun.wait()
+    client.leave()
+    answer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answer
+
+
+async def test_a_failure_while_the_server_stops_is_told_as_the_stop() -> None:
+    lifetime, begun = Lifetime(), asyncio.Event()
+
+    async def fail_when_cancelled() -> None:
+        try:
+            await forever(begun)
+        finally:
+            raise ZeroDivisionError
+
+    answer = asyncio.ensure_future(run_while_connected(fail_when_cancelled(), Conversation().receive, lifetime))
+    await begun.wait()
+    lifetime.stop()
+    with pytest.raises(ServerStoppingError):
+        await answer
+
+
+async def test_a_server_that_stops_begins_no_work() -> None:
+    lifetime, begun = Lifetime(), asyncio.Event()
+    lifetime.stop()
+    with pytest.raises(ServerStoppingError):
+        await run_while_connected(forever(begun), Conversation().receive, lifetime)
+    with pytest.raises(ServerStoppingError):
+        await run_while_serving(forever(begun), lifetime)
+    assert not begun.is_set()
+
+
+async def test_what_goes_wrong_with_the_body_ends_the_work() -> None:
+    async def receive() -> dict:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await run_while_connected(forever(asyncio.Event()), receive, Lifetime())
 
 
 async def numbers(start: int, count: int, *, fails: bool = False) -> AsyncGenerator[int]:
