@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -122,7 +122,7 @@ class AsyncLLM(Protocol):
         """LoRA adapters that `RequestOptions` may name."""
         ...
 
-    async def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> Awaitable[list[int]]:
         """Turn plain text into token ids; literal control tokens in it stay plain text.
 
         Raises:
@@ -130,13 +130,13 @@ class AsyncLLM(Protocol):
         """
         ...
 
-    async def encode_chat(
+    def encode_chat(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         enable_thinking: bool | None = None,
-    ) -> list[int]:
+    ) -> Awaitable[list[int]]:
         """Turn a conversation into the prompt that the model was trained on, up to where its answer starts.
 
         Raises:
@@ -144,7 +144,7 @@ class AsyncLLM(Protocol):
         """
         ...
 
-    async def encode_infill(self, gap: Gap, *, max_tokens: int) -> InfillPrompt:
+    def encode_infill(self, gap: Gap, *, max_tokens: int) -> Awaitable[InfillPrompt]:
         """Turn a gap in a file into a prompt of at most `max_tokens`; what is far from it is left out where need be.
 
         Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -30,16 +30,20 @@ class FairTurns:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """Of each tenant with jobs that wait, in the order of its next turn."""
 
-    async def run(self, tenant: str, work: Callable[[], Coroutine[object, object, Result]]) -> Result:
+    async def run(self, tenant: str, work: Callable[[], Awaitable[Result]]) -> Result:
         """Run `work` when it is the tenant's turn.
 
         Whoever is cancelled while waiting has no turn. Whoever is cancelled later returns at once, and its place is
         free when the work is done.
         """
         await self._wait_for_turn(tenant)
-        task = asyncio.ensure_future(work())
-        task.add_done_callback(lambda _: self._end(tenant))
-        return await asyncio.shield(task)
+        try:
+            job = asyncio.ensure_future(work())
+        except BaseException:
+            self._end(tenant)
+            raise
+        job.add_done_callback(lambda _: self._end(tenant))
+        return await asyncio.shield(job)
 
     async def _wait_for_turn(self, tenant: str) -> None:
         if self._may_start(tenant):

@@ -12,6 +12,7 @@ import contextvars
 import logging
 import os
 import time
+from asyncio import Future
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -137,24 +138,24 @@ class EngineClient:
         """The engine's process id; None while it is being started again."""
         return None if self._process is None else self._process.pid
 
-    async def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> Future[list[int]]:
         """Turn plain text into token ids."""
-        return await self._work_on_text(partial(self._tokenizer.encode, text))
+        return self._work_on_text(partial(self._tokenizer.encode, text))
 
-    async def encode_chat(
+    def encode_chat(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
         enable_thinking: bool | None = None,
-    ) -> list[int]:
+    ) -> Future[list[int]]:
         """Turn a conversation into the model's prompt."""
         encode = partial(self._tokenizer.encode_chat, messages, tools=tools, enable_thinking=enable_thinking)
-        return await self._work_on_text(encode)
+        return self._work_on_text(encode)
 
-    async def encode_infill(self, gap: Gap, *, max_tokens: int) -> InfillPrompt:
+    def encode_infill(self, gap: Gap, *, max_tokens: int) -> Future[InfillPrompt]:
         """Turn a gap in a file into the model's prompt."""
-        return await self._work_on_text(partial(self._tokenizer.encode_infill, gap, max_tokens=max_tokens))
+        return self._work_on_text(partial(self._tokenizer.encode_infill, gap, max_tokens=max_tokens))
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the exact bytes of a token."""
@@ -235,10 +236,10 @@ class EngineClient:
             await self._process.stop()
         self._text_threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _work_on_text(self, work: Callable[[], ResultT]) -> ResultT:
+    def _work_on_text(self, work: Callable[[], ResultT]) -> Future[ResultT]:
         """Tokenise beside the event loop."""
         in_context = partial(contextvars.copy_context().run, work)
-        return await asyncio.get_running_loop().run_in_executor(self._text_threads, in_context)
+        return asyncio.get_running_loop().run_in_executor(self._text_threads, in_context)
 
     def _running_process(self) -> _EngineProcess:
         if self._process is None:

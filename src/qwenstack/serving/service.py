@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -390,7 +390,7 @@ class GenerationService:
 
     async def _read(
         self,
-        encode: Callable[[], Coroutine[object, object, Result]],
+        encode: Callable[[], Awaitable[Result]],
         caller: Identity,
         *,
         for_answer: bool = True,

@@ -200,3 +200,14 @@ async def test_a_failure_is_its_own_tasks_and_frees_the_place() -> None:
     with pytest.raises(ValueError, match="no"):
         await turns.run("a", fail)
     assert await turns.run("b", work) == "done"
+
+
+async def test_what_cannot_even_begin_frees_the_place() -> None:
+    turns = FairTurns(1)
+
+    def refuse() -> asyncio.Future[str]:
+        raise RuntimeError("the threads are gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        await turns.run("a", refuse)
+    assert await turns.run("b", lambda: asyncio.sleep(0, "done")) == "done"
