@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,8 @@ from qwenstack.cli.options import AsJson, Assignments
 from qwenstack.cli.output import print_json
 from qwenstack.cli.serve import static_dir
 from qwenstack.cli.settings import PROJECT_FILE, EngineSettings, ServerSettings, Settings, load_settings, user_file
-from qwenstack.core.errors import QwenStackError
+from qwenstack.core.config import from_assignments, load_config
+from qwenstack.core.errors import ConfigError, QwenStackError
 
 _LEAST_MEMORY_BYTES = 1 << 30
 """The default model's weights, a context and the interpreter."""
@@ -34,7 +35,8 @@ class Check:
 
 def doctor(*, as_json: AsJson = False, assignments: Assignments = ()) -> None:
     """Look at this machine and say what is ready and what is not."""
-    checks = list(examine(load_settings(assignments).value))
+    settings, findings = read_settings(assignments)
+    checks = [*examine(settings), findings]
     if as_json:
         print_json([dataclasses.asdict(check) for check in checks])
     else:
@@ -57,8 +59,22 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _guarded("models", lambda: check_models(settings))
     yield check_web_page(static_dir())
     yield check_port(settings.server)
+
+
+def read_settings(assignments: Sequence[str]) -> tuple[Settings, Check]:
+    """Return the settings, and what there is to say of them; where a file or a variable is wrong, those without any.
+
+    Raises:
+        ConfigError: an assignment itself is wrong.
+    """
     files = [str(path) for path in (user_file(), PROJECT_FILE) if path.is_file()]
-    yield Check(name="settings", status="ok", found=", ".join(files) or f"no file; yours would be {user_file()}")
+    found = ", ".join(files) or f"no file; yours would be {user_file()}"
+    try:
+        return load_settings(assignments).value, Check(name="settings", status="ok", found=found)
+    except ConfigError as error:
+        settings = load_config(Settings, from_assignments(assignments)).value
+        advice = "Mend it: no other command starts before. What is said above holds for the settings without it"
+        return settings, Check(name="settings", status="warn", found=str(error), advice=advice)
 
 
 def check_cores(machine: Machine) -> Check:

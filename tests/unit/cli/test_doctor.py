@@ -52,6 +52,28 @@ def test_everything_is_looked_at_whatever_is_missing(capsys: pytest.CaptureFixtu
     assert all(f" {name} " in out for name in NAMES)
 
 
+@pytest.mark.parametrize(
+    ("file", "wrong"),
+    [("server = ", "not valid TOML"), ("[server]\nport = 'x'", "port"), ("[server]\nprot = 1", "prot")],
+)
+def test_a_wrong_file_is_a_finding_and_the_rest_is_looked_at_without_it(
+    file: str, wrong: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "qwenstack.toml").write_text(file)
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "--json", "--set", "server.port=0"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert list(checks) == NAMES
+    assert wrong in checks["settings"]["found"]
+    assert checks["settings"]["status"] == "warn"
+    assert checks["port"]["found"] == "127.0.0.1:0 is free"
+
+
+def test_a_wrong_assignment_is_the_users_mistake(capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", "--set", "server.prot=0"]) == 2
+    assert "server.prot" in capsys.readouterr().err
+
+
 def test_the_types_in_use_are_named():
     assert check_precision(EngineSettings()).found == (
         "weights stored, keys and values auto, activations as suits the model"
