@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from reliability.connection import Connection
-from reliability.server import Server, serving
+from reliability.server import TESTS, Server, serving
 from reliability.verdict import Bar, Findings, Row, RowSkipped
 
 CONFIGURATION = """
@@ -204,7 +204,11 @@ async def run_schemathesis(program: str, caller: Caller, plan: RestFuzz, seed: i
         )
         command += ["--exclude-checks", "use_after_free"] if caller.forgets_nothing else []
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            *command,
+            cwd=folder,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=os.environ | {"SCHEMATHESIS_HOOKS": "reliability.made_up_requests", "PYTHONPATH": str(TESTS)},
         )
         assert process.stdout is not None
         text = (await process.stdout.read()).decode(errors="replace")

@@ -9,6 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "serving"))
 
+import pytest
+import schemathesis
+
+from reliability.made_up_requests import is_sent_as_it_is
 from reliability.rest_fuzz import Document, all_callers, doors_that_are_open, without_successes
 from reliability.server import serving
 
@@ -37,3 +41,13 @@ def test_doors_that_open_are_found() -> None:
             assert "user at the administration: GET /admin/v1/keys: 200" in found
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("value", [[], ["a"], ["a", "b"], "", "a"])
+def test_forms_that_lose_a_field_on_the_way_are_known(value: object) -> None:
+    form = {"schema": {"type": "object", "properties": {"purpose": {"type": "string"}}}}
+    upload = {"requestBody": {"content": {"multipart/form-data": form}}, "responses": {"200": {"description": "ok"}}}
+    document = {"openapi": "3.1.0", "info": {"title": "t", "version": "1"}, "paths": {"/files": {"post": upload}}}
+    operation = schemathesis.openapi.from_dict(document)["/files"]["POST"]
+    parts, _ = operation.schema.prepare_multipart({"purpose": value}, operation, "multipart/form-data")
+    assert bool(parts) == is_sent_as_it_is({"purpose": value})
