@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
 import sys
 from typing import BinaryIO, cast
 
-from qwenstack.core.errors import EngineError
+from qwenstack.core.errors import CapacityError, EngineError
 from qwenstack.core.grammar import Grammar
 from qwenstack.engine.grammar.limits import CHECK_TIMEOUT_S
 from qwenstack.engine.grammar.token_table import TokenTable
@@ -17,7 +18,7 @@ from qwenstack.engine.grammar.wire import Check, Reply, UseTable, read_frame, re
 _START_TIMEOUT_S = 30.0
 """Half a second on an idle machine; one that takes longer than this is not going to come."""
 _REPLY_TIMEOUT_S = CHECK_TIMEOUT_S + 5.0
-"""The process keeps the limit itself; this is for the case that it does not answer at all."""
+"""The process keeps the limit itself; one that does not answer at all has no processor to run on."""
 _KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV")
 """What Python needs to start; keys and tokens are none of the checker's business."""
 
@@ -50,7 +51,8 @@ class CheckerProcess:
         """Try a grammar.
 
         Raises:
-            EngineError: the process died or does not answer; the next call starts another.
+            EngineError: the process died; the next call starts another.
+            CapacityError: it did not answer: the machine is too busy for it.
         """
         try:
             self.start()
@@ -59,6 +61,10 @@ class CheckerProcess:
                 self._is_ready = True
             write_frame(self._requests, Check(grammar))
             return self._read(_REPLY_TIMEOUT_S)
+        except TimeoutError as error:
+            self.stop()
+            text = "The machine is too busy to check the grammar; try again in a moment."
+            raise CapacityError(text) from error
         except (EOFError, OSError) as error:
             self.stop()
             raise EngineError("The process that checks grammars died; send the request again.") from error
@@ -71,13 +77,14 @@ class CheckerProcess:
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with contextlib.suppress(BrokenPipeError):  # what it never read goes with it
+                        stream.close()
 
     def _read(self, timeout_s: float) -> Reply:
         replies = self._replies
         readable, _, _ = select.select([replies], [], [], timeout_s)
         if not readable:
-            raise EOFError
+            raise TimeoutError
         return reply_decoder.decode(read_frame(replies))
 
     @property
