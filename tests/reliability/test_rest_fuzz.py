@@ -13,7 +13,7 @@ import pytest
 import schemathesis
 
 from reliability.made_up_requests import is_sent_as_it_is
-from reliability.rest_fuzz import Document, all_callers, doors_that_are_open, without_successes
+from reliability.rest_fuzz import Document, Fuzzed, all_callers, doors_that_are_open, without_successes
 from reliability.server import serving
 
 DOCUMENT: Document = {
@@ -51,3 +51,26 @@ def test_forms_that_lose_a_field_on_the_way_are_known(value: object) -> None:
     operation = schemathesis.openapi.from_dict(document)["/files"]["POST"]
     parts, _ = operation.schema.prepare_multipart({"purpose": value}, operation, "multipart/form-data")
     assert bool(parts) == is_sent_as_it_is({"purpose": value})
+
+
+UNMADE = """
+ 🚫  Fuzzing (in 681.65s)
+==================================== ERRORS ====================================
+________________________ POST /v1/messages/count_tokens ________________________
+Schema Error
+
+Cannot generate an array with 1 demanded elements
+
+Test cases:
+  17363 generated, 17363 passed, 56 skipped
+"""
+
+
+def test_what_could_not_be_made_up_is_known_and_what_failed_is_something_else() -> None:
+    run = Fuzzed(status=1, text=UNMADE)
+    assert run.paths_not_fuzzed == ["/v1/messages/count_tokens"]
+    assert (run.num_cases, run.failures) == (17363, {})
+    failed = Fuzzed(status=1, text=UNMADE.replace("Schema Error", "1. Test Case ID: a") + "  ❌ ST201 accepted: 2\n")
+    assert (failed.paths_not_fuzzed, failed.failures) == ([], {"ST201 accepted": 2})
+    lost = Fuzzed(status=1, text=UNMADE + "Errors:\n  🚫 Schema Error: 1\n  🚫 Network Error: 1\n")
+    assert lost.failures == {"Network Error": 1}
