@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -26,6 +26,10 @@ def perplexity(
         Path | None,
         Parameter(help=f"A UTF-8 file; default: the Chinese and English paragraphs of XQuAD in the folder ${_DATA}."),
     ] = None,
+    language: Annotated[
+        Literal["zh", "en"] | None,
+        Parameter(help=f"One language alone: its paragraphs of XQuAD, then chapters of a textbook, in ${_DATA}."),
+    ] = None,
     window: Annotated[int, Parameter(validator=Number(gte=2), help="Tokens that are scored together.")] = 512,
     max_tokens: Annotated[int, Parameter(validator=Number(gte=2), help="Tokens of the text, at most.")] = 65_536,
     contest: Contest = _DEFAULT_CONTEST,
@@ -33,14 +37,7 @@ def perplexity(
     assignments: Assignments = (),
 ) -> None:
     """Measure how well engines foresee a text with each file: what a faster file costs in quality."""
-    from qwenstack.peers.text import read_text, read_xquad
-
-    if text is not None:
-        content, name = read_text(text), text.name
-    elif folder := os.environ.get(_DATA):
-        content, name = read_xquad(Path(folder)), "XQuAD zh + en"
-    else:
-        raise ConfigError(f"There is no text: give a UTF-8 file with `--text`, or set {_DATA} to the data folder.")
+    content, name = _read(text, language)
     arena = prepare(contest, model, assignments)
     ids = _encode(content, arena.base_file)[:max_tokens]
     windows = [part for start in range(0, len(ids), window) if len(part := ids[start : start + window]) > 1]
@@ -51,6 +48,22 @@ def perplexity(
             say(f"{path.name}: {engine}")
             _score(arena, engine, path, windows, name)
     print_records(arena, as_json=as_json)
+
+
+def _read(text: Path | None, language: Literal["zh", "en"] | None) -> tuple[str, str]:
+    """Return the text, and what it is called."""
+    from qwenstack.peers.text import read_language, read_text, read_xquad
+
+    if text is not None:
+        if language is not None:
+            raise ConfigError("A file has its own language: give `--text` or `--language`.")
+        return read_text(text), text.name
+    folder = os.environ.get(_DATA)
+    if not folder:
+        raise ConfigError(f"There is no text: give a UTF-8 file with `--text`, or set {_DATA} to the data folder.")
+    if language is not None:
+        return read_language(Path(folder), language), f"XQuAD and chapters, {language}"
+    return read_xquad(Path(folder)), "XQuAD zh + en"
 
 
 def _score(arena: Arena, engine: str, path: Path, windows: list[list[int]], name: str) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from qwenstack.core.errors import ConfigError
 
-_XQUAD = ("reading/xquad_zh.json", "reading/xquad_en.json")
-"""The same 240 paragraphs of Wikipedia in both languages, in SQuAD's format."""
+Language: TypeAlias = Literal["zh", "en"]
+
+_XQUAD = "reading/xquad_{}.json"
+"""The same 240 paragraphs of Wikipedia in each language, in SQuAD's format."""
+_CHAPTERS = "parallel/d2l_chapters.jsonl.gz"
+"""Chapters of "Dive into Deep Learning" in both languages, with their formulas and code."""
 
 
 class _Paragraph(msgspec.Struct):
@@ -22,6 +28,11 @@ class _Article(msgspec.Struct):
 
 class _Squad(msgspec.Struct):
     data: list[_Article]
+
+
+class _Chapter(msgspec.Struct):
+    zh: str | None = None
+    en: str | None = None
 
 
 def read_text(path: Path) -> str:
@@ -42,11 +53,27 @@ def read_xquad(folder: Path) -> str:
     Raises:
         ConfigError: they are not there.
     """
-    paragraphs: list[str] = []
-    for name in _XQUAD:
-        try:
-            squad = msgspec.json.decode((folder / name).read_bytes(), type=_Squad)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise ConfigError(f"XQuAD cannot be read: {error}. Give a UTF-8 file with `--text`.") from error
-        paragraphs.extend(paragraph.context for article in squad.data for paragraph in article.paragraphs)
-    return "\n\n".join(paragraphs)
+    return "\n\n".join([*_paragraphs(folder, "zh"), *_paragraphs(folder, "en")])
+
+
+def read_language(folder: Path, language: Language) -> str:
+    """Return the paragraphs of XQuAD in one language and, for more of it, the chapters of a textbook.
+
+    Raises:
+        ConfigError: they are not there.
+    """
+    try:
+        lines = gzip.decompress((folder / _CHAPTERS).read_bytes()).splitlines()
+        chapters = [msgspec.json.decode(line, type=_Chapter) for line in lines]
+    except (OSError, EOFError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"The chapters cannot be read: {error}. Give a UTF-8 file with `--text`.") from error
+    texts = [chapter.zh if language == "zh" else chapter.en for chapter in chapters]
+    return "\n\n".join([*_paragraphs(folder, language), *filter(None, texts)])
+
+
+def _paragraphs(folder: Path, language: Language) -> list[str]:
+    try:
+        squad = msgspec.json.decode((folder / _XQUAD.format(language)).read_bytes(), type=_Squad)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"XQuAD cannot be read: {error}. Give a UTF-8 file with `--text`.") from error
+    return [paragraph.context for article in squad.data for paragraph in article.paragraphs]

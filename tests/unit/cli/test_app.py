@@ -85,6 +85,7 @@ def test_the_help_is_the_one_that_was_read_and_agreed_on(command: str, capsys: p
         (["bench", "peers", "--peers", "vllm"], "choose from llama.cpp"),
         (["bench", "peers", "--environment", "nowhere"], "`make peers`"),
         (["bench", "perplexity"], "QWENSTACK_DATA"),
+        (["bench", "perplexity", "--text", __file__, "--language", "zh"], "--language"),
     ],
 )
 def test_a_wrong_request_gets_one_sentence_and_exit_code_2(
