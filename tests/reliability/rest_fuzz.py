@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ async def run_schemathesis(program: str, caller: Caller, plan: RestFuzz, seed: i
     for number in range(1, _MOST_SEEDS):
         if not paths:
             break
-        run = await run_once(program, caller, plan, seed + number, paths=paths)
+        run = await run_once(program, caller, replace(plan, most_seconds=None), seed + number, paths=paths)
         paths, text = run.paths_not_fuzzed, text + run.text
     return Fuzzed(status=run.status, text=text)
 
