@@ -41,8 +41,15 @@ class Lifetime:
             answer.end(_stopping())
 
     @contextmanager
-    def answering(self) -> Generator[_Endable]:
-        """Let what the current task does in this block be ended, by the server's end among others."""
+    def answering(self, work: Coroutine[object, object, object]) -> Generator[_Endable]:
+        """Let `work`, which the current task does in this block, be ended, by the server's end among others.
+
+        Raises:
+            ServerStoppingError: the server stops; where it did so before, the work is closed and never begins.
+        """
+        if self._is_stopping:
+            work.close()
+            raise _stopping()
         answer = _Endable()
         self._open.add(answer)
         try:
@@ -61,10 +68,7 @@ async def run_while_connected(work: Coroutine[object, object, Result], receive: 
         ClientDisconnect: the client left.
         ServerStoppingError: the server stops.
     """
-    if lifetime.is_stopping:
-        work.close()
-        raise _stopping()
-    with lifetime.answering() as answer:
+    with lifetime.answering(work) as answer:
         watch = asyncio.ensure_future(_end_when_disconnected(answer, receive))
         try:
             return await work
@@ -78,10 +82,7 @@ async def run_while_serving(work: Coroutine[object, object, Result], lifetime: L
     Raises:
         ServerStoppingError: the server stops.
     """
-    if lifetime.is_stopping:
-        work.close()
-        raise _stopping()
-    with lifetime.answering():
+    with lifetime.answering(work):
         return await work
 
 
