@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reliability.server import Server
+from reliability.server import Address
 
 READ_LIMIT = 1 << 22
 
@@ -41,7 +41,7 @@ class Connection:
         self.writer = writer
 
     @classmethod
-    async def open(cls, server: Server, *, receive_bytes: int | None = None) -> Connection:
+    async def open(cls, server: Address, *, receive_bytes: int | None = None) -> Connection:
         """Connect; a small receive buffer makes a slow reader felt at the other end."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
@@ -127,7 +127,7 @@ def write_request(method: str, target: str, *, key: str = "", body: object = Non
 class Pool:
     """Connections that are kept open between requests."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Address) -> None:
         self._server = server
         self._idle: list[Connection] = []
 

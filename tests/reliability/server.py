@@ -25,11 +25,17 @@ ADMIN_KEY = "qsa-the-key-of-the-file-on-this-machine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """A server process that runs."""
+class Address:
+    """Where a server is reached."""
 
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server(Address):
+    """A server process that runs."""
+
     keys: Mapping[str, str]
     """API keys by tenant."""
     folder: Path

@@ -31,6 +31,8 @@ class RequestOptions:
     """Whether several tokens may be guessed and checked in one step; never changes the result."""
     adapter: str | None = None
     """Name of a loaded LoRA adapter; None: the model as it is."""
+    stream: bool = True
+    """Whether each step tells at once what it added; else, after the first token, 16 tokens are told together."""
 
     def __post_init__(self) -> None:
         """Check every range once."""

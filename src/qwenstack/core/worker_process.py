@@ -26,8 +26,8 @@ async def spawn_worker(
     pass_fds: Sequence[int] = (),
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[Process, asyncio.StreamReader, asyncio.StreamWriter]:
-    """Start `python -m module SOCKET FD… ARGUMENT…` and return it with our end of its socket.
+) -> tuple[Process, socket.socket]:
+    """Start `python -m module SOCKET FD… ARGUMENT…` and return it with our end of its socket, which does not block.
 
     Args:
         module: what to run.
@@ -54,12 +54,13 @@ async def spawn_worker(
         except BaseException:
             ours.close()
             raise
-    return process, *await asyncio.open_unix_connection(sock=ours)
+    ours.setblocking(False)
+    return process, ours
 
 
-async def stop_worker(process: Process, writer: asyncio.StreamWriter) -> None:
-    """End a worker: closing the socket tells it; one that does not listen is killed."""
-    writer.close()
+async def stop_worker(process: Process, connection: asyncio.StreamWriter | asyncio.WriteTransport) -> None:
+    """End a worker: closing the connection tells it; one that does not listen is killed."""
+    connection.close()
     try:
         await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
     except TimeoutError:

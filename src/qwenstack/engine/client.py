@@ -62,7 +62,6 @@ from qwenstack.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 _WORKER_MODULE = "qwenstack.engine.worker"
-_READ_BYTES = 1 << 16
 _FIRST_RESTART_DELAY_S = 0.2
 _LAST_RESTART_DELAY_S = 10.0
 _STEP_TIMEOUT_S = 60.0
@@ -290,16 +289,14 @@ class EngineClient:
                 del self._adapters[name]
 
 
-class _EngineProcess:
-    """One life of the worker."""
+class _EngineProcess(asyncio.Protocol):
+    """One life of the worker, at our end of its socket.
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        recorder: FlightRecorder,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    Events are told in the turn of the loop in which they come: behind a stream and a task that reads it, beside a crowd
+    of requests, each turn is a millisecond later.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, recorder: FlightRecorder) -> None:
         self.pid = process.pid
         self.fatal_digests: frozenset[str] = frozenset()
         """After the process's death: the requests that it was computing then."""
@@ -308,14 +305,14 @@ class _EngineProcess:
         """Of the requests that run, and of those given up lately, which the process may still be computing."""
         self._given_up: deque[str] = deque()
         self._process = process
-        self._writer = writer
+        self._buffer = FrameBuffer()
         self._updates: dict[str, asyncio.Queue[_Update]] = {}
         self._stats_waiters: deque[asyncio.Future[EngineStats]] = deque()
         self._adapter_waiters: deque[asyncio.Future[list[AdapterInfo]]] = deque()
         self._last_stats: EngineStats | None = None
         self._last_heard_s = time.monotonic()
         self._ready: asyncio.Future[ModelCard] = asyncio.get_running_loop().create_future()
-        self._reading = asyncio.create_task(self._read(reader))
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
     async def start(cls, config: EngineConfig, logs: LogConfig) -> tuple[_EngineProcess, ModelCard]:
@@ -335,8 +332,10 @@ class _EngineProcess:
     async def _spawn(cls) -> _EngineProcess:
         with shared_memory() as memory_fd:
             recorder = FlightRecorder(memory_fd)
-            process, reader, writer = await spawn_worker(_WORKER_MODULE, pass_fds=[memory_fd])
-        return cls(process, recorder, reader, writer)
+            process, sock = await spawn_worker(_WORKER_MODULE, pass_fds=[memory_fd])
+        loop = asyncio.get_running_loop()
+        _, engine = await loop.create_unix_connection(lambda: cls(process, recorder), sock=sock)
+        return engine
 
     @property
     def cause_of_death(self) -> str:
@@ -348,13 +347,13 @@ class _EngineProcess:
         return await asyncio.shield(self._ready)
 
     async def wait_until_dead(self) -> None:
-        await asyncio.wait([self._reading])
+        await asyncio.wait([self._gone])
 
     def submit(self, command: Submit, digest: str) -> asyncio.Queue[_Update]:
         """Queue a request; the result is at most as long as the answer, since the engine owns its length."""
         if command.request_id in self._updates:
             raise RequestError(f"A request {command.request_id!r} is running already.", code="duplicate_request")
-        if self._reading.done():
+        if self._gone.done():
             raise EngineRestartingError("The engine stopped; it is being started again. Try again in a moment.")
         updates: asyncio.Queue[_Update] = asyncio.Queue()
         self._updates[command.request_id] = updates
@@ -374,7 +373,7 @@ class _EngineProcess:
 
     async def ask_stats(self) -> EngineStats:
         """Return the last step's counters while the engine works, fresh ones while it is idle."""
-        if self._reading.done():
+        if self._gone.done():
             raise EngineRestartingError("The engine stopped; it is being started again. Try again in a moment.")
         is_silent = time.monotonic() - self._last_heard_s > _STEP_TIMEOUT_S
         if self._updates and self._last_stats is not None and not is_silent:
@@ -389,7 +388,7 @@ class _EngineProcess:
 
     async def ask_adapters(self, command: AdapterCommand) -> list[AdapterInfo]:
         """Send a command about adapters; answers come in the order of the commands."""
-        if self._reading.done():
+        if self._gone.done():
             raise EngineRestartingError("The engine stopped; it is being started again. Try again in a moment.")
         waiter: asyncio.Future[list[AdapterInfo]] = asyncio.get_running_loop().create_future()
         self._adapter_waiters.append(waiter)
@@ -397,33 +396,30 @@ class _EngineProcess:
         return await waiter
 
     async def stop(self) -> None:
-        await stop_worker(self._process, self._writer)
-        self._reading.cancel()
-        await asyncio.wait([self._reading])
+        await stop_worker(self._process, self._transport)
+        self._transport.abort()  # what it never read goes with it
+        await self.wait_until_dead()
         self._ready.cancel()
         self._recorder.close()
 
-    def _send(self, command: Command) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(encode_frame(command))
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]: as uvicorn's
+        self._transport = transport
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        buffer = FrameBuffer()
-        try:
-            while data := await reader.read(_READ_BYTES):
-                for body in buffer.feed(data):
-                    self._dispatch(event_decoder.decode(body))
-        except ConnectionError:
-            pass
-        finally:
-            fatal_ids = self._recorder.read()
-            suspects = self._updates if fatal_ids is None else fatal_ids
-            self.fatal_digests = frozenset(self._digests[name] for name in suspects if name in self._digests)
-            self._fail_all(
-                EngineRestartingError(
-                    "The engine stopped while it worked on this; it is being started again. Try again."
-                )
-            )
+    def data_received(self, data: bytes) -> None:
+        for body in self._buffer.feed(data):
+            self._dispatch(event_decoder.decode(body))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the process's end says more
+        fatal_ids = self._recorder.read()
+        suspects = self._updates if fatal_ids is None else fatal_ids
+        self.fatal_digests = frozenset(self._digests[name] for name in suspects if name in self._digests)
+        text = "The engine stopped while it worked on this; it is being started again. Try again."
+        self._fail_all(EngineRestartingError(text))
+        self._gone.set_result(None)
+
+    def _send(self, command: Command) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(encode_frame(command))
 
     def _dispatch(self, event: Event) -> None:
         self._last_heard_s = time.monotonic()

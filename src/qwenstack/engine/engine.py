@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
@@ -379,8 +380,9 @@ class Engine:
 
     def _plan(self, drafts: dict[int, list[int]]) -> Plan:
         config = self.model.config
-        seats = config.max_num_seqs - len(self._running)
-        candidates = self._waiting.first(max(seats, 1), served=self._served.by_tenant)
+        num_free = config.max_num_seqs - len(self._running)
+        seats = Counter(sequence.options.tenant for sequence in self._running.values())
+        candidates = self._waiting.first(max(num_free, 1), served=self._served.by_tenant, seats=seats)
         return plan(
             [self._view_running(sequence, len(drafts.get(sequence.key, ()))) for sequence in self._running.values()],
             (self._view_waiting(sequence) for sequence in candidates),
@@ -521,7 +523,7 @@ class Engine:
         What was chosen before it went wrong is told first, as it would be without guesses.
         """
         sequence, failure = work.sequence, None
-        releases: list[Release] = []
+        releases = sequence.untold
         try:
             self._choose_all(work, logits_RV, releases)
             self._blocks.trim(sequence)
@@ -529,12 +531,13 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - one request's choices must not end the others' service
             failure = error
         finish = releases[-1].finish_reason if releases and failure is None else None
-        deltas = [self._told(sequence, releases, finish)] if releases else []
+        is_over = finish is not None or failure is not None
+        deltas = [self._tell(sequence, finish)] if releases and (is_over or sequence.is_to_tell) else []
         if failure is not None:
             return [*deltas, self._fail(sequence, failure)]
         if finish is not None:
             self._end(sequence, finish)
-            self._counts.repetition_stops += (finish, releases[-1].stop_reason) == ("length", REPETITION)
+            self._counts.repetition_stops += (finish, deltas[-1].stop_reason) == ("length", REPETITION)
         return deltas
 
     def _choose_all(self, work: Work, logits_RV: np.ndarray, releases: list[Release]) -> None:
@@ -552,8 +555,9 @@ class Engine:
         self._counts.draft_tokens += len(work.drafts)
         self._counts.accepted_tokens += num_accepted
 
-    def _told(self, sequence: Sequence, releases: SequenceOf[Release], finish: FinishReason | None) -> OutputDelta:
-        """Join what the tokens of one step let go."""
+    def _tell(self, sequence: Sequence, finish: FinishReason | None) -> OutputDelta:
+        """Join what the tokens since the last delta let go."""
+        releases, sequence.untold, sequence.has_told = sequence.untold, [], True
         prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         return OutputDelta(
             request_id=sequence.request_id,

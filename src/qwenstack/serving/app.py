@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwenstack.core.errors import MissingExtraError
+from qwenstack.core.loop_turns import LoopTurns
 from qwenstack.core.protocols import AsyncLLM, Embedder
 from qwenstack.serving.access import KeyRoute, check_routes
 from qwenstack.serving.audit import RequestAudit
@@ -71,6 +72,7 @@ class ServerParts:
     audit: RequestAudit
     traces: Traces
     database: Database | None
+    turns: LoopTurns
 
 
 def create_app(
@@ -106,7 +108,8 @@ def create_app(
     )
     ledger = UsageLedger(UsageRecords(database) if database is not None else MemoryRecords())
     limiter = Limiter(config.limits, ledger, count_refusal=metrics.count_limited)
-    service = GenerationService(llm, config, metrics, limiter, traces=traces)
+    turns = LoopTurns()
+    service = GenerationService(llm, config, metrics, limiter, turns=turns, traces=traces)
     backend = Backend(
         service=service,
         embeddings=EmbeddingService(embedder, metrics, limiter),
@@ -124,6 +127,7 @@ def create_app(
         audit=audit,
         traces=traces,
         database=database,
+        turns=turns,
     )
     app = bare_app(title="qwenstack", description=API_DESCRIPTION, lifespan=_lifespan(parts, stored, records, ledger))
     routers = (
@@ -220,6 +224,7 @@ def guard(
         limiter=parts.limiter,
         metrics=parts.metrics,
         audit=parts.audit,
+        turns=parts.turns,
         traces=parts.traces,
         unmatched=unmatched,
     )
@@ -260,6 +265,7 @@ def _grpc_server(parts: ServerParts, config: ServeConfig) -> GrpcServer | None:
         metrics=parts.metrics,
         audit=parts.audit,
         lifetime=backend.lifetime,
+        turns=parts.turns,
     )
 
 

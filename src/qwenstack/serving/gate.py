@@ -17,6 +17,7 @@ import msgspec
 from starlette.routing import BaseRoute
 from starlette.types import Message, Receive, Scope, Send
 
+from qwenstack.core.loop_turns import LoopTurns
 from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.access import (
     BODY_METHODS,
@@ -302,6 +303,7 @@ class Gate:
         limiter: Limiter,
         metrics: Metrics,
         audit: RequestAudit,
+        turns: LoopTurns,
         unmatched: Access = Access.INFERENCE,
         traces: Traces = NO_TRACES,
     ) -> None:
@@ -310,6 +312,7 @@ class Gate:
         self._callers = callers
         self._limiter = limiter
         self._notes = RequestNotes(audit, logs_requests=config.log_requests)
+        self._turns = turns
         self._limits = body_limits(config)
         self._routes = RouteTable(routes)
         self._request_ids = RequestIds()
@@ -332,6 +335,7 @@ class Gate:
         # What matches no route is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = (declared_access(route) if route else None) or self._unmatched
         identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000, request_id=request_id)
+        await self._turns.wait(identity.tenant)
         signed = _SignedSend(
             send,
             request_id=request_id,

@@ -108,6 +108,8 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
             self._count_around_chunks()
         self._header_timer.cancel()
         self._unanswered.append(self.cycle)
+        if self.scope["method"] != "HEAD":
+            self.cycle.transport = _HeadWithBody(self.cycle, self.transport)
 
     def on_chunk_header(self) -> None:
         self._count_around_chunks()  # behind the last one's size there are trailers, not a body
@@ -191,6 +193,41 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         if self._refusal is not None and not self._unanswered and not self.transport.is_closing():
             self.transport.write(self._refusal)
             self.transport.close()
+
+
+class _HeadWithBody(Transport):
+    """Where one answer is written: its head goes with the first of its body, since each write is a system call.
+
+    On the machine of the lab notes ("A turn of the loop") one takes 0.2 ms, a fifth of what ending an answer takes.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, transport: Transport) -> None:
+        super().__init__()
+        self._cycle = cycle
+        self._transport = transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._head is None and self._cycle.response_started:
+            self._head = bytes(data)
+            return
+        head = self._take_head()
+        self._transport.write(head + data if head else data)
+
+    def close(self) -> None:
+        if head := self._take_head():  # of an answer that broke off
+            self._transport.write(head)
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _take_head(self) -> bytes:
+        """Return the head if it is still to be written."""
+        head = self._head
+        if head:
+            self._head = b""
+        return head or b""
 
 
 def _tell_client_left(cycle: RequestResponseCycle) -> None:

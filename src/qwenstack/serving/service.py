@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from qwenstack.core.errors import ConfigError, EngineError, RequestError
 from qwenstack.core.infill import Gap
+from qwenstack.core.loop_turns import LoopTurns
 from qwenstack.core.messages import Message
 from qwenstack.core.outputs import CompletionOutput, OutputDelta, RequestOutput
 from qwenstack.core.protocols import AsyncLLM, EngineStats, ModelCard
@@ -122,7 +123,14 @@ class GenerationService:
     """The model as the wires see it."""
 
     def __init__(
-        self, llm: AsyncLLM, config: ServeConfig, metrics: Metrics, limiter: Limiter, *, traces: Traces = NO_TRACES
+        self,
+        llm: AsyncLLM,
+        config: ServeConfig,
+        metrics: Metrics,
+        limiter: Limiter,
+        *,
+        turns: LoopTurns,
+        traces: Traces = NO_TRACES,
     ) -> None:
         """Serve `llm` under the name and with the defaults of `config`, as much as `limiter` lets through.
 
@@ -133,7 +141,8 @@ class GenerationService:
         self._metrics = metrics
         self._limiter = limiter
         self._traces = traces
-        self._turns = FairTurns(os.cpu_count() or 1)  # as many as the model's side has threads for texts
+        self._turns = turns
+        self._readings = FairTurns(os.cpu_count() or 1)  # as many as the model's side has threads for texts
         self._default_params = config.default_params
         self.card: ModelCard = replace(llm.card, id=config.served_model_name or llm.card.id)
         """What clients are told."""
@@ -357,6 +366,8 @@ class GenerationService:
     async def complete(self, job: GenerationJob, tally: UsageTally | None = None) -> list[RequestOutput]:
         """Run a job to its end; one output for each prompt, and the tokens counted in `tally`.
 
+        Nobody sees the pieces, so they come joined: whoever leaves is charged for all but the last few tokens.
+
         Raises:
             CapacityError: there is no room.
             EngineError: the engine failed.
@@ -373,7 +384,8 @@ class GenerationService:
             )
             for prompt in job.prompts
         ]
-        async with aclosing(self.generate(job)) as pieces:
+        whole = replace(job, options=replace(job.options, stream=False))
+        async with aclosing(self.generate(whole)) as pieces:
             async for piece in pieces:
                 outputs[piece.prompt_index].add(piece.delta)
                 if tally is not None:
@@ -400,7 +412,7 @@ class GenerationService:
         Every wire's texts come through here, so this is where reading is held to the caller's limits and shared evenly.
         """
         with self._limiter.reading(caller, for_answer=for_answer):
-            return await self._turns.run(caller.tenant, encode)
+            return await self._readings.run(caller.tenant, encode)
 
     def _adapter_name(self, model: str) -> str | None:
         name = model if model in self.adapter_names else model.removeprefix(f"{self.card.id}:")
@@ -423,6 +435,8 @@ class GenerationService:
                                 delta.error or "The engine ended the request before its answer was complete."
                             )
                         unfinished -= delta.finish_reason is not None
+                        if not unfinished:
+                            await self._turns.wait(job.caller.tenant)
                         yield Piece(prompt_index, delta)
                 if unfinished:
                     raise EngineError(f"The engine left {unfinished} answers without an end.")

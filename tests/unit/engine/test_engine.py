@@ -12,6 +12,7 @@ from support.toy import EOS, VOCABULARY, ToyTokenizer, toy_logits, toy_model
 
 from qwenstack.core.errors import CapacityError, RequestError
 from qwenstack.core.outputs import CompletionOutput, OutputDelta
+from qwenstack.core.request_options import RequestOptions
 from qwenstack.core.sampling_params import SamplingParams
 from qwenstack.engine.engine import Engine
 from qwenstack.engine.sampler import TokenHistory, choose_token, uniform_number
@@ -72,6 +73,7 @@ choices = st.builds(
 @settings(max_examples=60, deadline=None)
 @given(
     requests=st.lists(st.tuples(prompts, choices, st.integers(0, 10)), min_size=1, max_size=8),
+    streams=st.lists(st.booleans(), min_size=8, max_size=8),
     num_blocks=st.integers(17, 40),
     budget=st.sampled_from([16, 17, 40, 200]),
     seats=st.integers(1, 12),
@@ -79,6 +81,7 @@ choices = st.builds(
 )
 def test_nobody_notices_the_others(
     requests: list[tuple[list[int], SamplingParams, int]],
+    streams: list[bool],
     num_blocks: int,
     budget: int,
     seats: int,
@@ -92,7 +95,7 @@ def test_nobody_notices_the_others(
     while arrived < len(requests) or engine.has_work:
         for number, (prompt, params, arrival) in enumerate(requests):
             if arrival == min(step, 10) and step <= 10:
-                engine.add_request(str(number), prompt, params)
+                engine.add_request(str(number), prompt, params, RequestOptions(stream=streams[number]))
                 arrived += 1
         for number, moment in aborts:
             if moment == step and number < len(requests) and requests[number][2] <= step:
@@ -125,6 +128,27 @@ def test_preemption_happens_and_changes_nothing() -> None:
     assert engine.stats().num_preemptions > 0
     for number in range(6):
         assert outputs[(str(number), 0)].token_ids == alone([number] * 20, params)
+
+
+def test_an_answer_that_is_wanted_whole_comes_in_few_pieces() -> None:
+    params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True, logprobs=2)
+    deltas: dict[bool, list[OutputDelta]] = {}
+    for stream in (True, False):
+        engine = Engine(toy_model())
+        engine.add_request("a", [1, 2, 3], params, RequestOptions(stream=stream))
+        told = [engine.step()]
+        assert told[0][0].num_generated_tokens == 1, "the first token is not held back"
+        while engine.has_work:
+            told.append(engine.step())
+        deltas[stream] = [delta for step in told for delta in step]
+    whole, pieces = (CompletionOutput(index=0, logprobs=[]) for _ in range(2))
+    for delta in deltas[True]:
+        pieces.add(delta)
+    for delta in deltas[False]:
+        whole.add(delta)
+    assert whole == pieces
+    assert whole.num_generated_tokens == 50
+    assert len(deltas[False]) == 5, "1, 16, 16, 16 and the rest"
 
 
 @settings(max_examples=60, deadline=None)
@@ -268,9 +292,10 @@ def test_logits_that_are_not_numbers_end_one_request_only(monkeypatch: pytest.Mo
     assert outputs[("good", 0)].token_ids == alone([2], SamplingParams(temperature=0, max_tokens=1))
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("num_guessed", [0, 3, 7])
 def test_what_was_chosen_before_a_failure_is_told_however_far_was_guessed(
-    num_guessed: int, monkeypatch: pytest.MonkeyPatch
+    num_guessed: int, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     prompt = [7, 3, 9]
@@ -289,7 +314,7 @@ def test_what_was_chosen_before_a_failure_is_told_however_far_was_guessed(
 
     monkeypatch.setattr(type(model.decoder), "logits", logits)
     engine = Engine(model, speculator=Guesser() if num_guessed else None)
-    engine.add_request("a", prompt, params)
+    engine.add_request("a", prompt, params, RequestOptions(stream=stream))
     output = run(engine)[("a", 0)]
     assert output.token_ids == answer[:5]
     assert output.finish_reason == "error"

@@ -20,8 +20,8 @@ def place(key: int, *, due: int = 0, tenant: str = "") -> Place:
     return Place(key=key, rank=(due, key), tenant=tenant)
 
 
-def order(places: list[Place], served: dict[str, int] | None = None) -> list[int]:
-    return [one.key for one in order_of_admission(places, served or {})]
+def order(places: list[Place], served: dict[str, int] | None = None, seats: dict[str, int] | None = None) -> list[int]:
+    return [one.key for one in order_of_admission(places, served=served or {}, seats=seats or {})]
 
 
 def test_those_go_first_who_are_due_first_then_those_who_came_first() -> None:
@@ -39,16 +39,25 @@ def test_tenants_take_turns_the_least_served_first() -> None:
     assert order(places, {"many": 500, "few": 10}) == [7, 0, 8, 1, 2]
 
 
+def test_of_tenants_served_alike_the_one_with_the_fewest_seats_goes_first() -> None:
+    places = [place(0, tenant="many"), place(1, tenant="many"), place(7, tenant="one")]
+    assert order(places, {"many": 10, "one": 10}, {"many": 8}) == [7, 0, 1]
+    assert order(places, {"many": 9, "one": 10}, {"many": 8}) == [0, 7, 1]
+
+
 @given(
     places=st.lists(
         st.builds(place, key=st.integers(0, 1000), due=st.integers(-2, 2), tenant=st.sampled_from("abc")),
         unique_by=lambda one: one.key,
     ),
     served=st.dictionaries(st.sampled_from("abc"), st.integers(0, 100)),
+    seats=st.dictionaries(st.sampled_from("abc"), st.integers(0, 3)),
 )
 @settings(deadline=None)
-def test_nobody_is_lost_and_a_tenant_is_served_in_its_own_order(places: list[Place], served: dict[str, int]) -> None:
-    ordered = order_of_admission(places, served)
+def test_nobody_is_lost_and_a_tenant_is_served_in_its_own_order(
+    places: list[Place], served: dict[str, int], seats: dict[str, int]
+) -> None:
+    ordered = order_of_admission(places, served=served, seats=seats)
     assert sorted(one.key for one in ordered) == sorted(one.key for one in places)
     for tenant in "abc":
         own = [one.rank for one in ordered if one.tenant == tenant]
@@ -78,10 +87,7 @@ def test_one_request_does_not_wait_behind_a_hundred_of_another_tenant() -> None:
     for _ in range(5):
         engine.step()
     engine.add_request("one", [7] * 5, LONG, RequestOptions(tenant="one"))
-    steps_to_first_token = next(
-        step for step in range(200) if any(delta.request_id == "one" for delta in engine.step())
-    )
-    assert steps_to_first_token <= 1, "it takes a seat at once"
+    assert any(delta.request_id == "one" for delta in engine.step()), "it takes a seat at once"
 
 
 def test_a_patient_request_comes_before_urgent_ones_that_keep_coming() -> None:

@@ -18,6 +18,7 @@ from typing import Protocol
 import grpc
 
 from qwenstack.core.errors import CapacityError
+from qwenstack.core.loop_turns import LoopTurns
 from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig
@@ -99,6 +100,7 @@ class Gate(grpc.GenericRpcHandler):
         metrics: Metrics,
         audit: RequestAudit,
         lifetime: Lifetime,
+        turns: LoopTurns,
         config: ServeConfig,
     ) -> None:
         """Guard methods by their paths."""
@@ -108,6 +110,7 @@ class Gate(grpc.GenericRpcHandler):
         self._metrics = metrics
         self._notes = RequestNotes(audit, logs_requests=config.log_requests)
         self._lifetime = lifetime
+        self._turns = turns
         self._message_timeout_s = config.body_timeout_s
         self._num_public = 0
 
@@ -126,6 +129,7 @@ class Gate(grpc.GenericRpcHandler):
         # What is no method is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = method.access if method is not None else Access.INFERENCE
         identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000, request_id=request_id)
+        await self._turns.wait(identity.tenant)
         signature = ((REQUEST_ID_NAME, request_id),)
         code = grpc.StatusCode.CANCELLED  # unless it comes to another end
         started_at = time.perf_counter()

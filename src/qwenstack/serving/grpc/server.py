@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 
 from qwenstack.core.errors import ConfigError
+from qwenstack.core.loop_turns import LoopTurns
 from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.connection import Lifetime
@@ -43,6 +44,7 @@ def create_grpc_server(
     metrics: Metrics,
     audit: RequestAudit,
     lifetime: Lifetime,
+    turns: LoopTurns,
 ) -> GrpcServer:
     """Build the server on the parts that it shares with the HTTP application.
 
@@ -68,6 +70,7 @@ def create_grpc_server(
         metrics=metrics,
         audit=audit,
         lifetime=lifetime,
+        turns=turns,
         config=config,
     )
     return GrpcServer(gate, config)
