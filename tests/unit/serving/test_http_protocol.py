@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -58,7 +58,7 @@ def answered(*messages: Message, method: str = "GET", head: bytes = b"", is_soun
     async def answer() -> Wire:
         config = uvicorn.Config(app, lifespan="off", access_log=False, server_header=False, date_header=False)
         config.load()
-        make: Callable[..., Any] = bounded_protocol(LIMITS)
+        make = cast("Callable[..., Any]", bounded_protocol(LIMITS))
         protocol, wire = make(config=config, server_state=ServerState(), app_state={}), Wire()
         protocol.connection_made(wire)
         protocol.data_received(f"{method} / HTTP/1.1\r\nhost: a\r\n".encode() + head + b"\r\n")
@@ -66,8 +66,7 @@ def answered(*messages: Message, method: str = "GET", head: bytes = b"", is_soun
         protocol.connection_lost(None)
         return wire
 
-    run: Callable[[Coroutine[Any, Any, Wire]], Wire] = asyncio.run
-    return run(answer())
+    return asyncio.run(answer())
 
 
 def body(data: bytes, *, more_body: bool = False) -> Message:
