@@ -19,6 +19,8 @@ import msgspec
 from reliability.connection import BrokenAnswerError, Connection
 from reliability.server import TESTS, Address, allow_many_connections
 
+_LONGEST_S = 60.0
+
 
 @dataclass(slots=True)
 class Tally:
@@ -57,13 +59,15 @@ async def ask_until(address: Address, key: str, number: int, is_over: asyncio.Ev
     """Ask again as soon as there is an answer."""
     while not is_over.is_set():
         try:
-            connection = await Connection.open(address)
-            answer = await connection.ask("POST", "/v1/completions", key=key, body=completion(number))
+            async with asyncio.timeout(_LONGEST_S):
+                connection = await Connection.open(address)
+                answer = await connection.ask("POST", "/v1/completions", key=key, body=completion(number))
             tally.answers += answer.status == 200
             tally.failures += answer.status != 200
             await connection.close()
-        except (BrokenAnswerError, OSError):
+        except (BrokenAnswerError, OSError, TimeoutError):
             tally.failures += 1
+            await asyncio.sleep(0.1)
 
 
 async def crowd(address: Address, size: int, key: str) -> Tally:

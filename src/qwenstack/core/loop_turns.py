@@ -19,7 +19,8 @@ TURN_S = 0.0005
 class LoopTurns:
     """Spreads pieces of work over the turns of the event loop, one tenant after the other.
 
-    Pieces begin as they come until a turn has taken its time; each later turn begins one of those that wait.
+    Pieces begin as they come until a turn has taken its time; each later turn begins one of those that wait. Belongs to
+    one loop for its life.
     """
 
     def __init__(self, turn_s: float = TURN_S, *, clock: Callable[[], float] = time.perf_counter) -> None:

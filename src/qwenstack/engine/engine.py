@@ -329,7 +329,7 @@ class Engine:
                     sequence.constraint = compiled.clone()
                     self._waiting.append(sequence)
                 else:
-                    failed.append(self._fail(sequence, compiled))
+                    failed.extend(self._fail(sequence, compiled))
         return failed
 
     def _stop_compiling(self, sequence: Sequence) -> None:
@@ -458,7 +458,7 @@ class Engine:
         try:
             computed = self._compute(work)
         except Exception as error:  # noqa: BLE001 - whatever broke this batch must not end the others' service
-            return [self._fail(item.sequence, error) for item in work]
+            return [delta for item in work for delta in self._fail(item.sequence, error)]
         self._clock.enter("choose")
         return [delta for item, logits_RV in computed for delta in self._advance(item, logits_RV)]
 
@@ -530,11 +530,10 @@ class Engine:
             self._blocks.note_computed(sequence)
         except Exception as error:  # noqa: BLE001 - one request's choices must not end the others' service
             failure = error
-        finish = releases[-1].finish_reason if releases and failure is None else None
-        is_over = finish is not None or failure is not None
-        deltas = [self._tell(sequence, finish)] if releases and (is_over or sequence.is_to_tell) else []
+        finish = releases[-1].finish_reason if releases else None
         if failure is not None:
-            return [*deltas, self._fail(sequence, failure)]
+            return self._fail(sequence, failure)
+        deltas = [self._tell(sequence, finish)] if finish is not None or sequence.is_to_tell else []
         if finish is not None:
             self._end(sequence, finish)
             self._counts.repetition_stops += (finish, deltas[-1].stop_reason) == ("length", REPETITION)
@@ -577,12 +576,14 @@ class Engine:
 
     # ---- ending ----
 
-    def _fail(self, sequence: Sequence, error: Exception) -> OutputDelta:
+    def _fail(self, sequence: Sequence, error: Exception) -> list[OutputDelta]:
+        """End a sequence with an error, behind what was chosen before."""
+        told = [self._tell(sequence, None)] if sequence.untold else []
         self._counts.out_of_memory += isinstance(error, CapacityError | MemoryError)
         if not isinstance(error, CapacityError | RequestError):
             logger.error("An answer failed.", exc_info=error, extra={"engine_request_id": sequence.request_id})
         self._end(sequence, "error")
-        return failed_delta(sequence.request_id, sequence.index, error)
+        return [*told, failed_delta(sequence.request_id, sequence.index, error)]
 
     def _end(self, sequence: Sequence, finish_reason: FinishReason) -> None:
         self._retire(sequence)

@@ -4,7 +4,7 @@ A level of priority counts as having arrived `STEPS_PER_LEVEL` steps earlier or 
 same rate, whether waiting or running; nobody overtakes for ever, and the order of two sequences never changes.
 Between tenants the one goes first that was served the fewest tokens; one that comes from a pause starts at least level
 with the least served of those present, so that a pause is no credit. Of those that are level, the one with the fewest
-seats goes first: whoever comes alone to a full house waits for nobody.
+seats goes first: whoever comes alone is not behind older requests of a tenant that has them all.
 Source: the virtual token counter of Sheng et al. 2024, arXiv:2401.00588, section 4.1.
 """
 

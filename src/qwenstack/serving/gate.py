@@ -335,7 +335,6 @@ class Gate:
         # What matches no route is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = (declared_access(route) if route else None) or self._unmatched
         identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000, request_id=request_id)
-        await self._turns.wait(identity.tenant)
         signed = _SignedSend(
             send,
             request_id=request_id,
@@ -348,6 +347,7 @@ class Gate:
         arrival = _arrival(head, path, identity, request_id, may_call=identity.may(access))
         with self._watch(arrival, access) as span, request_context(_context(head, identity, request_id, span)):
             try:
+                await self._turns.wait(identity.tenant)
                 if signed.foreign_origin is not None and head.is_preflight():
                     await _send_preflight(signed)
                     return

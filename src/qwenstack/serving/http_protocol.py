@@ -62,6 +62,7 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_send_timer()
         for cycle in self._unanswered:  # the parent tells the newest alone
             _tell_client_left(cycle)
+            cycle.transport = self.transport
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -181,6 +182,7 @@ class _BoundedHttpProtocol(HttpToolsProtocol):
         """Forget the request whose body is wrong; the refusal is its answer, if it has none yet."""
         if self.cycle.response_started:
             self._refusal = b""
+            self.cycle.transport.write(b"")  # a head that waits for its body
         if self.cycle.response_complete:
             return
         self._unanswered.pop()
@@ -199,35 +201,30 @@ class _HeadWithBody(Transport):
     """Where one answer is written: its head goes with the first of its body, since each write is a system call.
 
     On the machine of the lab notes ("A turn of the loop") one takes 0.2 ms, a fifth of what ending an answer takes.
+    Once the head is out, the answer is written directly: two objects that hold each other are the garbage collector's.
     """
 
     def __init__(self, cycle: RequestResponseCycle, transport: Transport) -> None:
         super().__init__()
         self._cycle = cycle
         self._transport = transport
-        self._head: bytes | None = None
+        self._head = b""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._head is None and self._cycle.response_started:
+        if self._cycle.response_started and not self._head:
             self._head = bytes(data)
-            return
-        head = self._take_head()
-        self._transport.write(head + data if head else data)
+        else:  # also where somebody waits to be told to send the body
+            self._transport.write(self._head + data)
+            self._cycle.transport = self._transport if self._head else self
 
     def close(self) -> None:
-        if head := self._take_head():  # of an answer that broke off
-            self._transport.write(head)
+        if self._head:  # of an answer that broke off
+            self._transport.write(self._head)
+        self._cycle.transport = self._transport
         self._transport.close()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
-
-    def _take_head(self) -> bytes:
-        """Return the head if it is still to be written."""
-        head = self._head
-        if head:
-            self._head = b""
-        return head or b""
 
 
 def _tell_client_left(cycle: RequestResponseCycle) -> None:

@@ -164,7 +164,7 @@ class RequestTimer:
         self._last_token_at: dict[int, float] = {}
 
     def note(self, delta: OutputDelta) -> None:
-        """Take account of what one step added."""
+        """Take account of what one step added, or several: their gaps are one, the mean."""
         self._num_generated_tokens += delta.num_generated_tokens
         if delta.token_ids:
             now = time.perf_counter()

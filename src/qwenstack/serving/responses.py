@@ -113,7 +113,7 @@ class Responses:
             QwenStackError: there is no room, or the engine failed.
         """
         writer = ResponseWriter(draft.response)
-        async with aclosing(self._events(writer, draft.job, raises=True)) as events:
+        async with aclosing(self._events(writer, draft.job.unstreamed, raises=True)) as events:
             async for _ in events:
                 pass
         if draft.stored:

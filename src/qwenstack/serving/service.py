@@ -78,6 +78,11 @@ class GenerationJob:
             )
 
     @property
+    def unstreamed(self) -> GenerationJob:
+        """The same job for who wants the whole alone: its pieces come joined."""
+        return replace(self, options=replace(self.options, stream=False))
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Tokens of all prompts."""
         return sum(len(prompt.token_ids) for prompt in self.prompts)
@@ -366,7 +371,7 @@ class GenerationService:
     async def complete(self, job: GenerationJob, tally: UsageTally | None = None) -> list[RequestOutput]:
         """Run a job to its end; one output for each prompt, and the tokens counted in `tally`.
 
-        Nobody sees the pieces, so they come joined: whoever leaves is charged for all but the last few tokens.
+        Nobody sees the pieces, so they come joined: who leaves is charged for all but each answer's last tokens.
 
         Raises:
             CapacityError: there is no room.
@@ -384,8 +389,7 @@ class GenerationService:
             )
             for prompt in job.prompts
         ]
-        whole = replace(job, options=replace(job.options, stream=False))
-        async with aclosing(self.generate(whole)) as pieces:
+        async with aclosing(self.generate(job.unstreamed)) as pieces:
             async for piece in pieces:
                 outputs[piece.prompt_index].add(piece.delta)
                 if tally is not None:
@@ -435,9 +439,9 @@ class GenerationService:
                                 delta.error or "The engine ended the request before its answer was complete."
                             )
                         unfinished -= delta.finish_reason is not None
-                        if not unfinished:
-                            await self._turns.wait(job.caller.tenant)
                         yield Piece(prompt_index, delta)
+                        if not unfinished:  # what is left to do of an answer takes a millisecond
+                            await self._turns.wait(job.caller.tenant)
                 if unfinished:
                     raise EngineError(f"The engine left {unfinished} answers without an end.")
         except RequestError as error:

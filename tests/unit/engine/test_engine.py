@@ -151,6 +151,21 @@ def test_an_answer_that_is_wanted_whole_comes_in_few_pieces() -> None:
     assert len(deltas[False]) == 5, "1, 16, 16, 16 and the rest"
 
 
+def test_what_was_not_told_yet_is_told_before_a_failure_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model()
+    engine = Engine(model)
+    engine.add_request("a", [1, 2, 3], SamplingParams(temperature=0, max_tokens=50), RequestOptions(stream=False))
+    told = [delta for _ in range(12) for delta in engine.step()]
+
+    def fail(*_: object) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr(type(model.decoder), "forward", fail)
+    told += engine.step()
+    assert told[-1].finish_reason == "error"
+    assert sum(delta.num_generated_tokens for delta in told) == engine.stats().generation_tokens == 12
+
+
 @settings(max_examples=60, deadline=None)
 @given(prompt=prompts, stops=st.lists(st.text("abcdefgh中好ABC ", min_size=1, max_size=2), min_size=1, max_size=4))
 def test_text_ids_and_logprobs_are_cut_together(prompt: list[int], stops: list[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -26,6 +28,7 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.writes: list[bytes] = []
         self.is_closed = False
+        self.cycle: Callable[[], object] = object
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if data:
@@ -62,6 +65,7 @@ def answered(*messages: Message, method: str = "GET", head: bytes = b"", is_soun
         protocol, wire = make(config=config, server_state=ServerState(), app_state={}), Wire()
         protocol.connection_made(wire)
         protocol.data_received(f"{method} / HTTP/1.1\r\nhost: a\r\n".encode() + head + b"\r\n")
+        wire.cycle = weakref.ref(protocol.cycle)
         await asyncio.gather(*protocol.tasks, return_exceptions=True)
         protocol.connection_lost(None)
         return wire
@@ -77,6 +81,15 @@ def test_a_short_answer_is_one_write() -> None:
     (whole,) = answered(START, body(b"done")).writes
     assert whole.startswith(BEGIN)
     assert whole.endswith(b"\r\n\r\ndone")
+
+
+@pytest.mark.parametrize("messages", [(START, body(b"done")), (START,)])
+def test_an_answer_leaves_nothing_to_the_garbage_collector(messages: tuple[Message, ...]) -> None:
+    gc.disable()
+    try:
+        assert answered(*messages, is_sound=len(messages) > 1).cycle() is None
+    finally:
+        gc.enable()
 
 
 def test_each_piece_of_a_stream_is_written_as_it_comes() -> None:

@@ -129,7 +129,6 @@ class Gate(grpc.GenericRpcHandler):
         # What is no method is nobody's: it needs a key, so that strangers learn nothing about what exists.
         access = method.access if method is not None else Access.INFERENCE
         identity = await self._callers.identify(head.api_key, now_ms=time.time() * 1000, request_id=request_id)
-        await self._turns.wait(identity.tenant)
         signature = ((REQUEST_ID_NAME, request_id),)
         code = grpc.StatusCode.CANCELLED  # unless it comes to another end
         started_at = time.perf_counter()
@@ -140,6 +139,7 @@ class Gate(grpc.GenericRpcHandler):
             )
         ):
             try:
+                await self._turns.wait(identity.tenant)
                 method = self._admit(head, method, access, identity)
                 call = Call(identity=identity, request_id=request_id)
                 with self._place(access):

@@ -160,7 +160,7 @@ def _loaded(model: str, write_line: WriteLine) -> Line:
 async def _complete(service: GenerationService, job: GenerationJob, write_line: WriteLine) -> Line:
     tally, watch = UsageTally(job), Stopwatch(time.monotonic_ns())
     whole = CompletionOutput(index=0)
-    async with aclosing(service.generate(job)) as pieces:
+    async with aclosing(service.generate(job.unstreamed)) as pieces:
         async for piece in pieces:
             tally.note(piece)
             watch.note(time.monotonic_ns())
