@@ -18,8 +18,28 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 async def test_what_a_request_says_reaches_the_engine(client: httpx.AsyncClient, llm: ToyLLM) -> None:
     await client.post("/v1/chat/completions", json={**CHAT, "priority": -3, "cache_prompt": False})
-    await client.post("/v1/completions", json={"prompt": "hi"})
-    assert llm.options == [RequestOptions(priority=-3, prefix_cache=False), RequestOptions()]
+    await client.post("/v1/completions", json={"prompt": "hi", "stream": True})
+    assert llm.options == [RequestOptions(priority=-3, prefix_cache=False, stream=False), RequestOptions()]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT),
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/responses", {"input": "hi", "store": False}),
+        ("/v1/messages", {**CHAT, "model": "default", "max_tokens": 5}),
+        ("/api/chat", {**CHAT, "model": "default"}),
+        ("/api/generate", {"prompt": "hi", "model": "default"}),
+    ],
+)
+async def test_pieces_are_told_one_by_one_where_they_are_streamed(
+    client: httpx.AsyncClient, llm: ToyLLM, path: str, body: dict[str, object], stream: bool
+) -> None:
+    answer = await client.post(path, json={**body, "stream": stream})
+    assert answer.status_code == 200, answer.text
+    assert [options.stream for options in llm.options] == [stream]
 
 
 async def test_an_adapter_is_a_model_of_its_own(client: httpx.AsyncClient, llm: ToyLLM) -> None:
