@@ -523,25 +523,24 @@ class Engine:
         What was chosen before it went wrong is told first, as it would be without guesses.
         """
         sequence, failure = work.sequence, None
-        releases = sequence.untold
         try:
-            self._choose_all(work, logits_RV, releases)
+            self._choose_all(work, logits_RV)
             self._blocks.trim(sequence)
             self._blocks.note_computed(sequence)
         except Exception as error:  # noqa: BLE001 - one request's choices must not end the others' service
             failure = error
-        finish = releases[-1].finish_reason if releases else None
         if failure is not None:
             return self._fail(sequence, failure)
+        finish = sequence.untold[-1].finish_reason
         deltas = [self._tell(sequence, finish)] if finish is not None or sequence.is_to_tell else []
         if finish is not None:
             self._end(sequence, finish)
             self._counts.repetition_stops += (finish, deltas[-1].stop_reason) == ("length", REPETITION)
         return deltas
 
-    def _choose_all(self, work: Work, logits_RV: np.ndarray, releases: list[Release]) -> None:
-        """Choose token after token, as long as each is the one that was guessed, and append what each lets go."""
-        sequence, num_accepted = work.sequence, 0
+    def _choose_all(self, work: Work, logits_RV: np.ndarray) -> None:
+        """Choose token after token, as long as each is the one that was guessed, and keep what each lets go."""
+        sequence, releases, num_accepted = work.sequence, work.sequence.untold, 0
         for row, logits_V in enumerate(logits_RV):
             if not np.isfinite(logits_V.max()):
                 raise ArithmeticError("the model gave logits that are not numbers")

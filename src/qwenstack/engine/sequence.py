@@ -20,7 +20,7 @@ from qwenstack.kernels import ActivationBits
 from qwenstack.models import LoraAdapter
 
 _JOINED_TOKENS = 16
-"""To tell the server of one costs both processes 50 us; whoever leaves without the end is charged for what was told."""
+"""Each delta wakes a task of the server for 25 us (lab notes, "A turn of the loop"); who leaves pays for those told."""
 
 
 @dataclass(frozen=True, slots=True)
