@@ -1,4 +1,4 @@
-"""Short pieces of work on one event loop, shared evenly among tenants.
+"""Pieces of work on one event loop, shared evenly among tenants.
 
 asyncio runs all that is ready before it looks at the network again. Where the answers of 16 streams end in the same
 step of the engine, and their clients ask again at once, whoever comes meanwhile waits for all of it: 20 to 30 ms in a
@@ -8,52 +8,35 @@ server whose own share of a request was 3 ms (lab notes, "A turn of the loop").
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Callable
-
-TURN_S = 0.0005
-"""Pieces begin for so long in a turn of the loop; one of them takes 0.5 to 1 ms."""
 
 
 class LoopTurns:
-    """Spreads pieces of work over the turns of the event loop, one tenant after the other.
+    """Lets one piece of work begin in each turn of the event loop, behind what is ready, one tenant after the other.
 
-    Pieces begin as they come until a turn has taken its time; each later turn begins one of those that wait. Belongs to
-    one loop for its life.
+    Belongs to one loop for its life.
     """
 
-    def __init__(self, turn_s: float = TURN_S, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Let pieces begin for `turn_s` of each turn."""
-        self._turn_s = turn_s
-        self._clock = clock
-        self._is_in_turn = False
-        self._ends_at = 0.0
+    def __init__(self) -> None:
+        """Begin with nobody waiting."""
+        self._is_next_taken = False
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """Of each tenant with pieces that wait, in the order of its next turn."""
 
     async def wait(self, tenant: str) -> None:
-        """Return when a piece of work of this tenant may begin, mostly at once; it is to await nothing slow."""
-        if not self._is_in_turn:
-            self._begin()
-        if not self._waiting and self._clock() < self._ends_at:
+        """Return when a piece of work of this tenant may begin, mostly in the next turn; it awaits nothing slow."""
+        loop = asyncio.get_running_loop()
+        if not self._is_next_taken:
+            self._is_next_taken = True
+            loop.call_soon(self._give_turn)  # before the piece that begins then
+            await asyncio.sleep(0)
             return
-        turn = asyncio.get_running_loop().create_future()
+        turn = loop.create_future()
         self._waiting.setdefault(tenant, deque()).append(turn)
         await turn
 
-    def _begin(self) -> None:
-        self._is_in_turn = True
-        self._ends_at = self._clock() + self._turn_s
-        asyncio.get_running_loop().call_soon(self._begin_next)  # runs in the next turn, after a look at the network
-
-    def _begin_next(self) -> None:
-        self._is_in_turn = False
-        if self._give_turn():
-            self._begin()
-
-    def _give_turn(self) -> bool:
-        """Wake the first of the tenant whose turn it is, which is the last one afterwards; False if nobody waits."""
+    def _give_turn(self) -> None:
+        """Give the next turn of the loop to the first of the tenant whose it is, which is the last one afterwards."""
         while self._waiting:
             tenant, turns = next(iter(self._waiting.items()))
             del self._waiting[tenant]
@@ -62,5 +45,6 @@ class LoopTurns:
                 self._waiting[tenant] = turns
             if not turn.cancelled():
                 turn.set_result(None)
-                return True
-        return False
+                asyncio.get_running_loop().call_soon(self._give_turn)
+                return
+        self._is_next_taken = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from enum import Enum, auto
 from functools import cached_property
 from typing import ClassVar
@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
@@ -21,6 +22,7 @@ from qwenstack.serving.strict_json import parse_json
 from qwenstack.serving.wire.anthropic import write_anthropic_error
 from qwenstack.serving.wire.errors import WriteError, write_openai_error
 from qwenstack.serving.wire.ollama import write_ollama_error
+from qwenstack.serving.wire.validation import read_body
 
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 """Methods whose requests have a body, which must be JSON."""
@@ -52,21 +54,38 @@ class DeclaredRoute(APIRoute):
     access: ClassVar[Access]
 
     @cached_property
-    def takes_request_alone(self) -> bool:
-        """Whether the endpoint reads nothing but what it takes from the request itself, and nothing runs before it."""
+    def is_plain(self) -> bool:
+        """Whether the endpoint takes the request, its JSON body as a model, or both, and nothing runs before it."""
+        names = self._parameters.keys()
         takes_body = not BODY_METHODS.isdisjoint(self.methods or ())
         depends = any(not _is_documentation(each.dependency) for each in self.dependencies)
-        return list(inspect.signature(self.endpoint).parameters) == ["request"] and not takes_body and not depends
+        return names <= {"request", "body"} and takes_body == (self.body_model is not None) and not depends
+
+    @cached_property
+    def body_model(self) -> type[BaseModel] | None:
+        """What the endpoint takes as `body`; None where that is no model."""
+        kind: object = self._parameters["body"].annotation if "body" in self._parameters else None
+        return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that this route matched."""
-        if self.takes_request_alone:
-            # To look for parameters where there are none takes the framework three times as long as such an endpoint.
-            endpoint: Callable[[Request], Awaitable[Response]] = self.endpoint
-            response = await endpoint(Request(scope, receive, send))
+        if self.is_plain:
+            # To look for parameters of all kinds takes the framework three times as long as `/v1/models` in all.
+            response = await self._call_endpoint(Request(scope, receive, send))
             await response(scope, receive, send)
         else:
             await AsyncExitStackMiddleware(super().handle)(scope, receive, send)
+
+    async def _call_endpoint(self, request: Request) -> Response:
+        arguments: dict[str, object] = {"request": request} if "request" in self._parameters else {}
+        if self.body_model is not None:
+            arguments["body"] = read_body(self.body_model, parse_json(await request.body()))
+        endpoint: Callable[..., Awaitable[Response]] = self.endpoint
+        return await endpoint(**arguments)
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.endpoint, eval_str=True).parameters
 
 
 def _is_documentation(dependency: object) -> bool:

@@ -118,6 +118,17 @@ async def test_a_missing_prompt_is_named(client: httpx.AsyncClient) -> None:
     assert (error["param"], error["code"]) == ("prompt", "missing_required_parameter")
 
 
+@pytest.mark.parametrize(
+    ("body", "words"), [("[1]", "The body is [1]"), ('{"prompt": "x", "stream_options": 1}', "`stream_options` is 1")]
+)
+async def test_a_value_in_the_place_of_an_object_is_told_in_words_of_json(
+    client: httpx.AsyncClient, body: str, words: str
+) -> None:
+    response = await client.post(URL, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == f"{words}; it must be a JSON object."
+
+
 async def test_a_failure_in_one_prompt_closes_the_others(client: httpx.AsyncClient, llm: ToyLLM) -> None:
     llm.fail_after = 2
     llm.step_s = 0.001

@@ -45,6 +45,7 @@ _UNKNOWN_TAG = re.compile(
     r"Input tag (?P<value>'.*') found using '(?P<field>\w+)' does not match any of the expected tags: (?P<known>.*)",
     re.DOTALL,
 )
+_OBJECT = re.compile(r"a valid dictionary or (object to extract fields from|instance of \w+)")
 
 
 def describe_failure(failure: ValidationFailure) -> RequestError:
@@ -112,6 +113,8 @@ def _lower_first(text: str) -> str:
 
 def _in_plain_words(message: str) -> str:
     """Say without the validator's own terms what is expected."""
-    message = message.replace("Input should", "it must", 1).replace(" after validation", "")
+    message = _OBJECT.sub("a JSON object", message.replace("Input should", "it must", 1)).replace(
+        " after validation", ""
+    )
     tag = _UNKNOWN_TAG.fullmatch(message)
     return message if tag is None else f"its `{tag['field']}` {tag['value']} must be one of {tag['known']}"
