@@ -59,7 +59,8 @@ class DeclaredRoute(APIRoute):
         names = self._parameters.keys()
         takes_body = not BODY_METHODS.isdisjoint(self.methods or ())
         depends = any(not _is_documentation(each.dependency) for each in self.dependencies)
-        return names <= {"request", "body"} and takes_body == (self.body_model is not None) and not depends
+        has_model = self.body_model is not None
+        return names <= {"request", "body"} and ("body" in names) == has_model == takes_body and not depends
 
     @cached_property
     def body_model(self) -> type[BaseModel] | None:

@@ -77,6 +77,20 @@ def test_an_endpoint_that_reads_more_than_request_and_body_is_left_to_the_framew
     assert not paths & {"/v1/models/{model_id:path}", "/v1/files", "/v1/responses/{response_id}/cancel"}
 
 
+def test_a_body_that_is_no_model_is_left_to_the_framework() -> None:
+    router = APIRouter(route_class=KeyRoute)
+
+    @router.get("/search")
+    async def search(body: str) -> Response:
+        return Response(body)
+
+    @router.post("/measure")
+    async def measure(body: list[int]) -> Response:
+        return Response(str(len(body)))
+
+    assert not any(route.is_plain for route in router.routes if isinstance(route, DeclaredRoute))
+
+
 @pytest.mark.anyio
 async def test_sec_12_what_a_router_has_run_before_its_endpoints_is_run() -> None:
     def deny() -> None:
