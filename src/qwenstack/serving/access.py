@@ -56,11 +56,17 @@ class DeclaredRoute(APIRoute):
     @cached_property
     def is_plain(self) -> bool:
         """Whether the endpoint takes the request, its JSON body as a model, or both, and nothing runs before it."""
-        names = self._parameters.keys()
+        parameters = self._parameters
         takes_body = not BODY_METHODS.isdisjoint(self.methods or ())
         depends = any(not _is_documentation(each.dependency) for each in self.dependencies)
-        has_model = self.body_model is not None
-        return names <= {"request", "body"} and ("body" in names) == has_model == takes_body and not depends
+        return (
+            inspect.iscoroutinefunction(self.endpoint)
+            and parameters.keys() <= {"request", "body"}
+            and ("request" not in parameters or parameters["request"].annotation is Request)
+            and ("body" in parameters) == (self.body_model is not None) == takes_body
+            and all(each.default is inspect.Parameter.empty for each in parameters.values())
+            and not depends
+        )
 
     @cached_property
     def body_model(self) -> type[BaseModel] | None:
@@ -179,6 +185,8 @@ def check_routes(routes: Iterable[BaseRoute]) -> None:
         if declared_access(route) is None:
             name: object = getattr(route, "path", route)
             raise ConfigError(f"Route {name!r} does not declare its access; make it a PublicRoute or KeyRoute.")
+        if isinstance(route, DeclaredRoute):
+            _ = route.is_plain  # found out now: what an endpoint's annotations name has to be there
 
 
 class RouteTable:

@@ -119,7 +119,12 @@ async def test_a_missing_prompt_is_named(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"), [("[1]", "The body is [1]"), ('{"prompt": "x", "stream_options": 1}', "`stream_options` is 1")]
+    ("body", "words"),
+    [
+        ("[1]", "The body is [1]"),
+        ('{"prompt": "x", "stream_options": 1}', "`stream_options` is 1"),
+        ('{"prompt": "x", "logit_bias": 1}', "`logit_bias` is 1"),
+    ],
 )
 async def test_a_value_in_the_place_of_an_object_is_told_in_words_of_json(
     client: httpx.AsyncClient, body: str, words: str

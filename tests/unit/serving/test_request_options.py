@@ -109,6 +109,10 @@ async def test_what_ended_an_answer_is_told_whole_and_streamed(client: httpx.Asy
     [
         ({"messages": []}, "at least 1 item, not 0."),
         ({**CHAT, "response_format": {"type": "xml"}}, "its `type` 'xml' must be one of 'text'"),
+        (
+            {**CHAT, "response_format": {"type": "x" * 1_000_000}},
+            f"its `type` '{'x' * 37}...{'x' * 38}' must be one of",
+        ),
     ],
 )
 async def test_a_refusal_speaks_the_users_words(client: httpx.AsyncClient, wrong: dict[str, object], told: str) -> None:

@@ -45,7 +45,7 @@ _UNKNOWN_TAG = re.compile(
     r"Input tag (?P<value>'.*') found using '(?P<field>\w+)' does not match any of the expected tags: (?P<known>.*)",
     re.DOTALL,
 )
-_OBJECT = re.compile(r"a valid dictionary or (object to extract fields from|instance of \w+)")
+_OBJECT = re.compile(r"Input should be a valid dictionary( or (object to extract fields from|instance of \w+))?")
 
 
 def describe_failure(failure: ValidationFailure) -> RequestError:
@@ -113,8 +113,9 @@ def _lower_first(text: str) -> str:
 
 def _in_plain_words(message: str) -> str:
     """Say without the validator's own terms what is expected."""
-    message = _OBJECT.sub("a JSON object", message.replace("Input should", "it must", 1)).replace(
-        " after validation", ""
-    )
+    if _OBJECT.fullmatch(message):
+        return "it must be a JSON object"
     tag = _UNKNOWN_TAG.fullmatch(message)
-    return message if tag is None else f"its `{tag['field']}` {tag['value']} must be one of {tag['known']}"
+    if tag is None:
+        return message.replace("Input should", "it must", 1).replace(" after validation", "")
+    return f"its `{tag['field']}` {_ShortRepr().repr(tag['value'][1:-1])} must be one of {tag['known']}"
