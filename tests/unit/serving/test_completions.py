@@ -122,6 +122,7 @@ async def test_a_missing_prompt_is_named(client: httpx.AsyncClient) -> None:
     ("body", "words"),
     [
         ("[1]", "The body is [1]"),
+        ("null", "The body is null"),
         ('{"prompt": "x", "stream_options": 1}', "`stream_options` is 1"),
         ('{"prompt": "x", "logit_bias": 1}', "`logit_bias` is 1"),
     ],

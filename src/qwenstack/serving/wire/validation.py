@@ -40,6 +40,9 @@ class _ShortRepr(reprlib.Repr):
         self.maxlist = self.maxdict = 4
         self.maxlevel = 2
 
+    def repr_NoneType(self, x: None, level: int) -> str:  # noqa: ARG002, N802 - found by the type's name
+        return "null"
+
 
 _UNKNOWN_TAG = re.compile(
     r"Input tag (?P<value>'.*') found using '(?P<field>\w+)' does not match any of the expected tags: (?P<known>.*)",
