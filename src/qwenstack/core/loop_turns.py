@@ -40,11 +40,13 @@ class LoopTurns:
         while self._waiting:
             tenant, turns = next(iter(self._waiting.items()))
             del self._waiting[tenant]
-            turn = turns.popleft()
+            while turns and turns[0].cancelled():  # who left costs those behind nothing
+                turns.popleft()
+            if not turns:
+                continue
+            turns.popleft().set_result(None)
             if turns:
                 self._waiting[tenant] = turns
-            if not turn.cancelled():
-                turn.set_result(None)
-                asyncio.get_running_loop().call_soon(self._give_turn)
-                return
+            asyncio.get_running_loop().call_soon(self._give_turn)
+            return
         self._is_next_taken = False

@@ -347,7 +347,7 @@ class Gate:
         arrival = _arrival(head, path, identity, request_id, may_call=identity.may(access))
         with self._watch(arrival, access) as span, request_context(_context(head, identity, request_id, span)):
             try:
-                await self._turns.wait(identity.tenant)
+                await self._turns.wait(identity.line)
                 if signed.foreign_origin is not None and head.is_preflight():
                     await _send_preflight(signed)
                     return
@@ -363,7 +363,8 @@ class Gate:
                     self._limiter.take_request(identity)
                 if route is None:
                     raise HttpError(404, _NOTHING_HERE, code="not_found")
-                await route.handle(scope, _bounded(receive, self._limits[body_form_of(route)]), signed)
+                body = _bounded(receive, self._limits[body_form_of(route)])
+                await route.handle(scope, self._in_turn(body, identity), signed)
             except Exception as error:  # noqa: BLE001 - nothing that a request causes may stay unanswered
                 answer = answer_error(error, request_id=request_id)
                 if answer.is_our_fault:
@@ -382,6 +383,20 @@ class Gate:
                 span.finish(outcome)
                 self._metrics.count_http(outcome)
                 self._notes.note(outcome, identity, request_id)
+
+    def _in_turn(self, receive: Receive, identity: Identity) -> Receive:
+        """Wait for another turn behind the body: those of many requests that were held back may end together."""
+        is_whole = False
+
+        async def receive_in_turn() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            if not is_whole and not message.get("more_body", False):
+                is_whole = True
+                await self._turns.wait(identity.line)
+            return message
+
+        return receive_in_turn
 
     @contextlib.contextmanager
     def _watch(self, arrival: Arrival, access: Access) -> Generator[RequestSpan]:

@@ -60,6 +60,11 @@ class Identity:
         return self.actor if self.key_id or self.subject else f"tenant:{self.tenant}" if self.tenant else "anyone"
 
     @property
+    def line(self) -> str:
+        """In whose line the work waits: a tenant has one for all its keys, and the local administrator its own."""
+        return self.tenant or self.account
+
+    @property
     def is_known(self) -> bool:
         """Whether somebody showed anything that says who it is."""
         return bool(self.key_id or self.tenant)

@@ -441,7 +441,7 @@ class GenerationService:
                         unfinished -= delta.finish_reason is not None
                         yield Piece(prompt_index, delta)
                         if not unfinished:  # what is left to do of an answer takes a millisecond
-                            await self._turns.wait(job.caller.tenant)
+                            await self._turns.wait(job.caller.line)
                 if unfinished:
                     raise EngineError(f"The engine left {unfinished} answers without an end.")
         except RequestError as error:

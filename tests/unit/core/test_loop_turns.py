@@ -79,6 +79,21 @@ def test_who_leaves_takes_no_turn(tenants: list[str], left: set[int]):
     assert all(after - before == 1 for (_, before), (_, after) in pairwise(begun)), "no turn was given to nobody"
 
 
+async def test_who_leaves_costs_those_behind_nothing():
+    turns = LoopTurns()
+    begun: list[str] = []
+
+    async def piece(tenant: str) -> None:
+        await turns.wait(tenant)
+        begun.append(tenant)
+
+    running = [asyncio.create_task(piece(tenant)) for tenant in ["first", "a", "a", "b"]]
+    await asyncio.sleep(0)
+    running[1].cancel()
+    await asyncio.wait(running)
+    assert begun == ["first", "a", "b"]
+
+
 async def test_a_turn_is_free_again_when_nobody_waits():
     turns = LoopTurns()
     for _ in range(3):

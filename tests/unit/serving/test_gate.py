@@ -383,6 +383,33 @@ async def test_sec_22_a_body_that_never_ends_is_cut_in_time() -> None:
 
 
 @pytest.mark.anyio
+async def test_sec_22_bodies_that_were_held_back_and_end_together_are_read_one_in_a_turn_of_the_loop() -> None:
+    app = create_app(ToyLLM(), ServeConfig())
+    may_end, turn, answered_in = asyncio.Event(), 0, list[int]()
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+
+    async def receive() -> dict[str, object]:
+        await may_end.wait()
+        return {"type": "http.request", "body": b"{"}  # is refused as soon as it is read
+
+    async def send(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            answered_in.append(turn)
+
+    async def ask() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+        await app(scope, receive, send)
+
+    asking = asyncio.gather(*(ask() for _ in range(12)))
+    await asyncio.sleep(0.05)
+    may_end.set()
+    while not asking.done():
+        await asyncio.sleep(0)
+        turn += 1
+    assert len(set(answered_in)) == 12
+
+
+@pytest.mark.anyio
 async def test_websockets_are_closed() -> None:
     sent = []
 

@@ -139,7 +139,7 @@ class Gate(grpc.GenericRpcHandler):
             )
         ):
             try:
-                await self._turns.wait(identity.tenant)
+                await self._turns.wait(identity.line)
                 method = self._admit(head, method, access, identity)
                 call = Call(identity=identity, request_id=request_id)
                 with self._place(access):
@@ -196,10 +196,17 @@ class Gate(grpc.GenericRpcHandler):
             timeout_s = min(timeout_s, PUBLIC_MESSAGE_TIMEOUT_S)
         async with (
             aclosing(_in_time(requests, timeout_s)) as messages,
-            aclosing(method.answer(messages, call)) as answers,
+            aclosing(self._in_turn(messages, call.identity)) as pieces,
+            aclosing(method.answer(pieces, call)) as answers,
         ):
             async for answer in answers:
                 await context.write(answer)
+
+    async def _in_turn(self, messages: AsyncIterator[bytes], identity: Identity) -> AsyncGenerator[bytes]:
+        """Wait for a turn behind each message: those of many calls that were open may come together."""
+        async for message in messages:
+            await self._turns.wait(identity.line)
+            yield message
 
 
 async def _in_time(requests: AsyncIterator[bytes], timeout_s: float) -> AsyncGenerator[bytes]:
