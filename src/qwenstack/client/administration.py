@@ -172,7 +172,7 @@ def describe_limit_key(key_id: str, limits: KeyLimits) -> Call[ApiKey]:
 
 def describe_revoke_key(key_id: str) -> Call[ApiKey]:
     """Close a key for good; one that is revoked already stays so."""
-    return delete(f"{_KEYS}/{segment(key_id)}", ApiKey)
+    return delete(f"{_KEYS}/{segment(key_id)}", ApiKey, is_repeatable=True)
 
 
 def describe_usage(*, days: int = 7) -> Call[UsageReport]:

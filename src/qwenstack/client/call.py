@@ -43,7 +43,8 @@ class Call(Generic[Result]):
     """By field; sent as a form, in which `body` are the other fields."""
     query: Mapping[str, str] = field(default_factory=dict[str, str])
     is_repeatable: bool = True
-    """Whether it may be sent again when nobody knows what became of it: it makes nothing that stays."""
+    """Whether it may be sent again when nobody knows what became of it: it makes nothing that stays, and takes nothing
+    away that would then be missing."""
 
 
 class Collector(Protocol[Taken, Final]):
@@ -93,9 +94,9 @@ def post(path: str, kind: type[Result], body: Mapping[str, object], *, is_repeat
     return Call(method="POST", path=path, read=reader(kind), body=given(body), is_repeatable=is_repeatable)
 
 
-def delete(path: str, kind: type[Result]) -> Call[Result]:
-    """Describe taking something away."""
-    return Call(method="DELETE", path=path, read=reader(kind))
+def delete(path: str, kind: type[Result], *, is_repeatable: bool = False) -> Call[Result]:
+    """Describe taking something away; asked again, most of the server knows nothing of what it took away before."""
+    return Call(method="DELETE", path=path, read=reader(kind), is_repeatable=is_repeatable)
 
 
 def streamed(

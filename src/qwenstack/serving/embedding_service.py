@@ -120,9 +120,10 @@ class EmbeddingService:
         if not job.inputs:
             return Embeddings(model=card.id, vectors=(), num_tokens=0)
         with self._places.take(caller.tenant), EmbeddingTimer(self._metrics, card.id) as timer:
-            inputs = await self._embedder.prepare(
-                job.inputs, input_type=job.input_type, truncate=job.truncate, tenant=caller.tenant
-            )
+            with self._limiter.reading(caller):
+                inputs = await self._embedder.prepare(
+                    job.inputs, input_type=job.input_type, truncate=job.truncate, tenant=caller.tenant
+                )
             num_tokens = _count(inputs, card)
             with self._limiter.reserve(caller, prompt_tokens=num_tokens, answer_tokens=0) as reservation:
                 try:

@@ -93,7 +93,7 @@ class Limiter:
             RequestError: there never will be.
         """
         account = self._account(caller)
-        advice = "set a lower `max_tokens`" if answer_tokens else "send less at once"
+        advice = "ask for a shorter answer" if answer_tokens else "send less at once"
         self._check_concurrency(account)
         self._check_tokens(account, caller, prompt_tokens + answer_tokens, advice)
 

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 
 import msgspec
@@ -21,7 +21,8 @@ from qwenstack.core.errors import CapacityError, RequestError
 from qwenstack.serving.errors import HttpError, RateLimitError, ServerStoppingError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.identity import Identity
-from qwenstack.serving.service import GenerationJob, GenerationService, UsageTally
+from qwenstack.serving.limiter import Reservation
+from qwenstack.serving.service import AnswerLimit, GenerationJob, GenerationService, UsageTally
 from qwenstack.serving.wire.errors import answer_error
 from qwenstack.serving.wire.response_events import ResponseWriter, end_response
 from qwenstack.serving.wire.response_items import InputItem, read_stored_items, to_messages, write_items
@@ -76,13 +77,16 @@ class Responses:
         stored = self._wants_store(body)
         service = self._service
         options = body.request_options(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
-        params = service.choose_params(body.sampling_changes(), max_tokens_field="max_output_tokens")
+        limit = AnswerLimit(field="max_output_tokens")
+        params = service.choose_params(body.sampling_changes(), limit=limit)
         own = body.input_items()
         earlier = await self._read_conversation(body.previous_response_id, caller)
-        messages = to_messages(body.instructions, [*earlier, *own])
+        messages = to_messages(body.instructions, own, earlier=earlier)
         prompt = await service.read_chat(messages, caller, tools=body.to_tools(), enable_thinking=body.wants_thinking())
         response_id = f"resp_{request_id}"
-        job = GenerationJob(request_id=response_id, prompts=[prompt], params=params, options=options, caller=caller)
+        job = GenerationJob(
+            request_id=response_id, prompts=[prompt], params=params, options=options, caller=caller, limit=limit
+        )
         return Draft(
             job=job,
             response=_new_response(body, job, model=service.model_name(job), store=stored),
@@ -129,20 +133,19 @@ class Responses:
             StorageError: the database cannot be written to.
         """
         store, lease = self._need_store()
-        self._service.check_limits(draft.job)
         if sum(run.tenant == draft.tenant for run in self._runs.values()) >= MOST_IN_BACKGROUND:
             raise CapacityError(
                 f"{MOST_IN_BACKGROUND} background responses of yours are unfinished. Wait for one, or cancel one."
             )
         record = _record_of(draft, draft.response, owner=lease.id)
-        run = BackgroundRun(record)
-        self._runs[run.id] = run  # counted from here on
-        try:
+        with ExitStack() as until_it_runs:
+            reservation = until_it_runs.enter_context(self._service.reserve(draft.job))
+            run = BackgroundRun(record)
+            self._runs[run.id] = run  # counted from here on
+            until_it_runs.callback(self._runs.pop, run.id)
             await asyncio.to_thread(store.put, record)
-        except BaseException:
-            del self._runs[run.id]
-            raise
-        run.task = asyncio.create_task(self._run(run, draft))
+            until_it_runs.pop_all()
+        run.task = asyncio.create_task(self._run(run, draft, reservation))
         return run
 
     async def find(self, response_id: str, caller: Identity) -> ResponseObject:
@@ -248,13 +251,18 @@ class Responses:
             await run.stop()
 
     async def _events(
-        self, writer: ResponseWriter, job: GenerationJob, *, raises: bool = False
+        self,
+        writer: ResponseWriter,
+        job: GenerationJob,
+        *,
+        raises: bool = False,
+        reserved: Reservation | None = None,
     ) -> AsyncGenerator[ResponseEvent]:
         """Yield all events; an error after the first is one of them, unless it shall be raised."""
         tally = UsageTally(job)
         has_begun = is_cut = False
         try:
-            async with aclosing(self._service.generate(job)) as pieces:
+            async with aclosing(self._service.generate(job, reserved)) as pieces:
                 async for piece in pieces:
                     tally.note(piece)
                     if not has_begun:
@@ -272,15 +280,16 @@ class Responses:
         for event in last:
             yield event
 
-    async def _run(self, run: BackgroundRun, draft: Draft) -> None:
-        """Make a response in the background, to whatever end."""
+    async def _run(self, run: BackgroundRun, draft: Draft, reservation: Reservation) -> None:
+        """Make a response in the background, to whatever end; what was reserved for it is settled then."""
         store, _ = self._need_store()
         writer = ResponseWriter(draft.response)
         try:
             try:
-                async with aclosing(self._events(writer, draft.job)) as events:
-                    async for event in events:
-                        run.publish(event)
+                with reservation:
+                    async with aclosing(self._events(writer, draft.job, reserved=reservation)) as events:
+                        async for event in events:
+                            run.publish(event)
             except Exception as error:  # noqa: BLE001 - before the answer began: nobody waits for a status
                 for event in (*writer.begin(), *writer.fail(_error_of(error, run.id))):
                     run.publish(event)

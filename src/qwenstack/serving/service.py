@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -26,7 +26,7 @@ from qwenstack.core.turns import FairTurns
 from qwenstack.serving.config import ServeConfig
 from qwenstack.serving.errors import ForbiddenModelError, UnknownModelError
 from qwenstack.serving.identity import Identity
-from qwenstack.serving.limiter import ASSUMED_ANSWER_TOKENS, Limiter
+from qwenstack.serving.limiter import ASSUMED_ANSWER_TOKENS, Limiter, Reservation
 from qwenstack.serving.merge import merge_streams
 from qwenstack.serving.metrics import Metrics, RequestTimer
 from qwenstack.serving.traces import NO_TRACES, Generation, Traces
@@ -52,6 +52,16 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerLimit:
+    """What `max_tokens` is to a wire."""
+
+    field: str = "max_tokens"
+    """What the wire calls it."""
+    is_ceiling: bool = False
+    """Whether it is lowered to what the context leaves, not refused: nobody asked for it, or the wire means it so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationJob:
     """One checked request: its prompts, each answered `params.n` times.
 
@@ -65,6 +75,8 @@ class GenerationJob:
     options: RequestOptions
     caller: Identity
     """Who is charged for it."""
+    limit: AnswerLimit = AnswerLimit()
+    """What `params.max_tokens` is to who asked."""
 
     def __post_init__(self) -> None:
         """Bound what one request may ask for."""
@@ -200,23 +212,25 @@ class GenerationService:
         return [name for name in (self.card.id, *self.adapter_names) if self.may_use(name, caller)]
 
     def choose_params(
-        self, given: Mapping[str, object], *, max_tokens: int | None = None, max_tokens_field: str = "max_tokens"
+        self, given: Mapping[str, object], *, max_tokens: int | None = None, limit: AnswerLimit = AnswerLimit()
     ) -> SamplingParams:
         """Lay what a request gives over the server's defaults.
 
         Args:
             given: values by `SamplingParams` name.
             max_tokens: holds where the request gives none.
-            max_tokens_field: what the wire calls it.
+            limit: what it is to the wire.
 
         Raises:
             RequestError: a value is outside its range.
         """
         params = replace(self._default_params, **{"max_tokens": max_tokens, **given})
-        if params.max_tokens is not None and params.max_tokens > self.card.max_model_len:
-            limit = self.card.max_model_len
-            text = f"`{max_tokens_field}` is {params.max_tokens}; the context has {limit} tokens in all."
-            raise RequestError(text, param=max_tokens_field, code="invalid_value")
+        most = self.card.max_model_len
+        if params.max_tokens is not None and params.max_tokens > most:
+            if not limit.is_ceiling:
+                text = f"`{limit.field}` is {params.max_tokens}; the context has {most} tokens in all."
+                raise RequestError(text, param=limit.field, code="invalid_value")
+            params = replace(params, max_tokens=None)
         for field, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             self._check_token_ids(token_ids, field)
         return params
@@ -269,7 +283,13 @@ class GenerationService:
         return Prompt(token_ids=token_ids, text=text)
 
     async def read_gap(
-        self, gap: Gap, params: SamplingParams, caller: Identity, *, may_cut: bool = False
+        self,
+        gap: Gap,
+        params: SamplingParams,
+        caller: Identity,
+        *,
+        may_cut: bool = False,
+        limit: AnswerLimit = AnswerLimit(),
     ) -> tuple[Prompt, SamplingParams]:
         """Turn a gap in a file into a prompt that fits beside the answer, and add what ends the answer.
 
@@ -278,12 +298,15 @@ class GenerationService:
             params: how it is to be filled.
             caller: who asks.
             may_cut: whether what is far from the gap may be left out.
+            limit: what the answer's limit is to the wire.
 
         Raises:
             RateLimitError: the caller has used what it may.
             RequestError: the model cannot fill gaps, a text is no text, or it does not fit.
         """
-        room = self.card.max_model_len - (params.max_tokens or self.card.max_model_len // 4)
+        quarter = self.card.max_model_len // 4
+        asked = params.max_tokens or quarter
+        room = self.card.max_model_len - (min(asked, quarter) if limit.is_ceiling else asked)
         written = await self._read(partial(self._llm.encode_infill, gap, max_tokens=room), caller)
         if written.is_cut and not may_cut:
             text = f"`prompt` and `suffix` have more than the {room} tokens that the context leaves. Shorten them."
@@ -334,28 +357,35 @@ class GenerationService:
         """Return the text that tokens stand for, control tokens included; U+FFFD where they are not UTF-8."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
 
-    def check_limits(self, job: GenerationJob) -> None:
-        """Refuse what `generate` would refuse now.
+    def reserve(self, job: GenerationJob) -> Reservation:
+        """Take what a job may need, for `generate` to use later; the reservation is settled by a `with` block.
 
         Raises:
             RateLimitError: the caller has used what it may.
-            RequestError: it asks for more than it ever may.
+            RequestError: it asks for more than it ever may, or than the context holds.
         """
-        self._limiter.check(job.caller, prompt_tokens=job.num_prompt_tokens, answer_tokens=job.num_answer_tokens)
+        job = self._fitted(job)
+        return self._limiter.reserve(
+            job.caller, prompt_tokens=job.num_prompt_tokens, answer_tokens=job.num_answer_tokens
+        )
 
-    async def generate(self, job: GenerationJob) -> AsyncGenerator[Piece]:
+    async def generate(self, job: GenerationJob, reserved: Reservation | None = None) -> AsyncGenerator[Piece]:
         """Yield the pieces of all answers as they come; closing the generator cancels the job.
 
         Every wire's answers come from here, so this is also where callers are held to their limits.
 
+        Args:
+            job: what is asked.
+            reserved: what was taken for it beforehand, which whoever did settles.
+
         Raises:
+            RequestError: it asks for more than it ever may, or than the context holds.
             RateLimitError: the caller has used what it may.
             CapacityError: there is no room.
             EngineError: the engine failed.
         """
-        with self._limiter.reserve(
-            job.caller, prompt_tokens=job.num_prompt_tokens, answer_tokens=job.num_answer_tokens
-        ) as reservation:
+        with self.reserve(job) if reserved is None else nullcontext(reserved) as reservation:
+            job = self._fitted(job)
             streams = [self._generate_one(job, index) for index in range(len(job.prompts))]
             pieces = streams[0] if len(streams) == 1 else merge_streams(streams)
             try:
@@ -462,6 +492,26 @@ class GenerationService:
             request_id=request_id,
             num_prompt_tokens=len(prompt.token_ids),
             params=job.params,
+        )
+
+    def _fitted(self, job: GenerationJob) -> GenerationJob:
+        """Return the job with an answer that the context has room for.
+
+        Raises:
+            RequestError: there is no room for what it asks.
+        """
+        most, asked = self.card.max_model_len, job.params.max_tokens
+        num_prompt = max(len(prompt.token_ids) for prompt in job.prompts)
+        room = most - num_prompt
+        if asked is None or asked <= room:
+            return job
+        if job.limit.is_ceiling:
+            return replace(job, params=replace(job.params, max_tokens=room))
+        raise RequestError(
+            f"The prompt has {num_prompt} tokens and `{job.limit.field}` is {asked}, together more than the {most} of "
+            f"this model's context. Ask for at most {room}, or send a shorter prompt.",
+            param=job.limit.field,
+            code="context_length_exceeded",
         )
 
     def _check_length(self, token_ids: Sequence[int], field: str) -> None:

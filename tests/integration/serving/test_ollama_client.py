@@ -35,7 +35,7 @@ def client(url: str) -> Iterator[ollama.Client]:
 
 def test_models_are_listed(client: ollama.Client) -> None:
     (model,) = client.list().models
-    assert (model.model, model.size) == ("toy/echo", 4)
+    assert (model.model, model.size) == ("toy/echo:latest", 4)
     assert model.details is not None
     assert (model.details.format, model.details.quantization_level) == ("safetensors", "F32")
 
@@ -68,8 +68,8 @@ def test_an_adapter_is_described_as_its_models_child(client: ollama.Client, llm:
     shown = client.show("pirate")
     assert shown.details is not None
     assert shown.details.parent_model == "toy/echo"
-    assert [model.model for model in client.list().models] == ["toy/echo", "pirate"]
-    assert [model.model for model in client.ps().models] == ["toy/echo", "pirate"]
+    assert [model.model for model in client.list().models] == ["toy/echo:latest", "pirate:latest"]
+    assert [model.model for model in client.ps().models] == ["toy/echo:latest", "pirate:latest"]
 
 
 def test_a_model_that_is_not_there_is_not_found(client: ollama.Client, url: str) -> None:
@@ -83,7 +83,7 @@ def test_a_model_that_is_not_there_is_not_found(client: ollama.Client, url: str)
 
 def test_what_is_in_memory_is_told(client: ollama.Client) -> None:
     (model,) = client.ps().models
-    assert (model.model, model.size, model.size_vram, model.context_length) == ("toy/echo", 4, 0, 512)
+    assert (model.model, model.size, model.size_vram, model.context_length) == ("toy/echo:latest", 4, 0, 512)
     assert model.expires_at is not None
     assert model.expires_at.year > 2200
 
@@ -200,9 +200,8 @@ def test_errors_have_ollamas_body(client: ollama.Client, llm: ToyLLM) -> None:
     with pytest.raises(ollama.ResponseError, match=r"temperature") as wrong:
         client.chat("default", USER, options={"temperature": 9})
     assert wrong.value.status_code == 400
-    for num_predict in (0, 10_000):
-        with pytest.raises(ollama.ResponseError, match=r"options.num_predict"):
-            client.chat("default", USER, options={"num_predict": num_predict})
+    with pytest.raises(ollama.ResponseError, match=r"options.num_predict"):
+        client.chat("default", USER, options={"num_predict": 0})
     llm.error = FULL
     with pytest.raises(ollama.ResponseError) as full:
         client.chat("default", USER)
@@ -225,4 +224,4 @@ def test_a_key_is_needed_where_there_is_one(serve: Callable[..., contextlib.Abst
             stranger.list()
         assert refused.value.status_code == 401
         with ollama.Client(host=url, headers={"Authorization": "Bearer sk-right-key"}) as owner:
-            assert [model.model for model in owner.list().models] == ["toy/echo"]
+            assert [model.model for model in owner.list().models] == ["toy/echo:latest"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 from toy_llm import FULL, ToyLLM
 
 USER: Any = [{"role": "user", "content": "用中文说你好"}]
@@ -35,6 +36,18 @@ def test_a_chat_answers(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 3
+
+
+class Place(BaseModel):
+    city: str
+
+
+def test_a_parsed_answer_can_be_sent_back(client: openai.OpenAI, llm: ToyLLM) -> None:
+    llm.says = '{"city": "北京"}'
+    answer = client.chat.completions.parse(model="default", messages=USER, response_format=Place).choices[0].message
+    assert answer.parsed == Place(city="北京")
+    turns: Any = [*USER, answer, *USER]
+    assert client.chat.completions.create(model="default", messages=turns).choices[0].finish_reason == "stop"
 
 
 def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:

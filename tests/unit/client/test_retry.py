@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenstack.client import Client, ConnectionFailedError, OverloadedError, RateLimitError, RetryPolicy, StatusError
-from qwenstack.client.call import Call, get, post
+from qwenstack.client import (
+    AsyncClient,
+    Client,
+    ConnectionFailedError,
+    OverloadedError,
+    RateLimitError,
+    RetryPolicy,
+    StatusError,
+)
+from qwenstack.client.call import Call, delete, get, post
 from qwenstack.client.errors import ClientError, read_error
 from qwenstack.client.retry import connection_failure
 from qwenstack.client.types import Model
@@ -19,6 +28,7 @@ from qwenstack.client.types import Model
 READ = get("/x", Model)
 ASK = post("/x", Model, {})
 MAKE = post("/x", Model, {}, is_repeatable=False)
+TAKE = delete("/x", Model)
 UNSENT, BROKEN = httpx.ConnectError("refused"), httpx.ReadError("reset")
 POLICY = RetryPolicy(max_retries=3, chance=lambda: 0.0)
 
@@ -38,16 +48,22 @@ def wait_s(call: Call[Any], cause: int | httpx.TransportError, *, attempt: int =
         (READ, UNSENT, True),
         (ASK, UNSENT, True),
         (MAKE, UNSENT, True),
+        (TAKE, UNSENT, True),
         (READ, BROKEN, True),
         (ASK, BROKEN, True),
         (MAKE, BROKEN, False),
+        (TAKE, BROKEN, False),
+        (TAKE, httpx.ReadTimeout("slow"), False),
         (READ, 429, True),
         (ASK, 429, True),
         (MAKE, 429, True),
+        (TAKE, 429, True),
         (MAKE, 503, True),
+        (TAKE, 503, True),
         (READ, 502, True),
         (ASK, 502, False),
         (MAKE, 500, False),
+        (TAKE, 502, False),
         (READ, 400, False),
         (READ, 401, False),
         (READ, 404, False),
@@ -59,7 +75,7 @@ def test_only_what_cannot_do_harm_is_sent_again(call: Call[Any], cause: Any, is_
     assert wait_s(call, cause, attempt=3) is None
 
 
-@pytest.mark.parametrize(("call", "is_repeated"), [(READ, True), (ASK, True), (MAKE, False)])
+@pytest.mark.parametrize(("call", "is_repeated"), [(READ, True), (ASK, True), (MAKE, False), (TAKE, False)])
 def test_what_may_be_done_but_not_written_down_is_not_done_twice(call: Call[Any], is_repeated: bool) -> None:
     failure = read_error(503, {"retry-after": "1"}, b'{"error": {"message": "m", "code": "storage_unavailable"}}')
     assert (POLICY.delay_s(call, failure, 503, attempt=0) is not None) == is_repeated
@@ -145,6 +161,36 @@ def test_the_last_failure_is_raised_with_its_cause(monkeypatch: pytest.MonkeyPat
         client.models.list()
     assert raised.value.__cause__ is UNSENT
     assert waits == [0.5, 1, 2]
+
+
+def delete_file(kind: type[Client | AsyncClient], transport: httpx.MockTransport) -> None:
+    """Delete `file-1` with a client of either kind, which sends again at once where it may."""
+    client = kind(transport=transport, retries=RetryPolicy(first_delay_s=0))
+    if isinstance(client, Client):
+        with client:
+            client.files.delete("file-1")
+        return
+
+    async def whole(client: AsyncClient) -> None:
+        async with client:
+            await client.files.delete("file-1")
+
+    asyncio.run(whole(client))
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_deletion_that_broke_off_is_not_told_as_not_found(kind: type[Client | AsyncClient]) -> None:
+    files = {"/v1/files/file-1"}
+
+    def take_away(request: httpx.Request) -> httpx.Response:
+        if request.url.path not in files:
+            return httpx.Response(404)
+        files.remove(request.url.path)
+        raise BROKEN
+
+    with pytest.raises(ConnectionFailedError, match="reset"):
+        delete_file(kind, httpx.MockTransport(take_away))
+    assert not files
 
 
 @pytest.mark.parametrize(("status", "kind"), [(429, RateLimitError), (503, OverloadedError)])

@@ -61,6 +61,19 @@ async def test_a_stream_says_the_same_as_the_whole_answer(client: httpx.AsyncCli
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
+async def test_what_openais_client_adds_to_an_answer_may_come_back(client: httpx.AsyncClient) -> None:
+    function = {"name": "f", "arguments": "", "parsed_arguments": {"city": "北京"}}
+    earlier = {
+        "role": "assistant",
+        "content": '{"a": 1}',
+        "parsed": {"a": 1},
+        "tool_calls": [{"id": "c", "type": "function", "function": function}],
+    }
+    turns = [earlier, {"role": "tool", "tool_call_id": "c", "content": "7"}, {"role": "user", "content": "x"}]
+    body = {"model": "default", "messages": turns, "verbosity": "medium", "prompt_cache_key": "k"}
+    assert (await client.post(URL, json=body | {"safety_identifier": "s"})).status_code == 200
+
+
 async def test_several_answers_carry_their_index(client: httpx.AsyncClient) -> None:
     whole = (await client.post(URL, json=ask(n=3, seed=5))).json()["choices"]
     assert [choice["index"] for choice in whole] == [0, 1, 2]

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import httpx
 import pytest
 from toy_llm import ToyLLM
+
+from qwenstack.core.outputs import OutputDelta
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +73,36 @@ async def test_echo_gives_the_prompt_and_its_logprobs(client: httpx.AsyncClient,
     assert logprobs["text_offset"][:7] == [0, 0, 1, 1, 1, 2, 3]
     assert logprobs["tokens"][5] == "e"
     assert logprobs["top_logprobs"][5] == {"e": -0.5, "f": -1.5}
+
+
+@pytest.mark.parametrize("prompt", [["é好", "b"], [list("é好".encode()), list(b"b")]])
+async def test_each_streamed_answer_has_the_logprobs_of_the_whole_one(client: httpx.AsyncClient, prompt: list) -> None:
+    request = {"prompt": prompt, "n": 3, "seed": 3, "echo": True, "logprobs": 2, "max_tokens": 100}
+    whole = (await complete(client, **request))["choices"]
+    streamed = chunks(await client.post(URL, json=request | {"stream": True}))
+    assert len(whole) == 6
+    for choice in whole:
+        parts = [part for chunk in streamed for part in chunk["choices"] if part["index"] == choice["index"]]
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        for name, values in choice["logprobs"].items():
+            assert [value for part in parts if part["logprobs"] for value in part["logprobs"][name]] == values, name
+
+
+async def test_offsets_start_behind_the_echo_whichever_answer_comes_first(
+    client: httpx.AsyncClient, llm: ToyLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = llm.generate
+
+    async def last_answer_first(*prompt: Any, **options: Any) -> AsyncGenerator[OutputDelta]:
+        for delta in sorted([delta async for delta in generate(*prompt, **options)], key=lambda delta: -delta.index):
+            yield delta
+
+    monkeypatch.setattr(llm, "generate", last_answer_first)
+    request = {"prompt": "é好", "n": 2, "echo": True, "logprobs": 2, "stream": True}
+    first = chunks(await client.post(URL, json=request))[0]["choices"][0]
+    assert (first["index"], first["text"]) == (1, "é好e")
+    assert first["logprobs"]["text_offset"] == [0, 0, 1, 1, 1, 2]
+    assert first["logprobs"]["token_logprobs"] == [None] * 5 + [-0.5]
 
 
 async def test_logprobs_without_echo_start_at_the_answer(client: httpx.AsyncClient) -> None:

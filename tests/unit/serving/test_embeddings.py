@@ -329,14 +329,14 @@ async def test_ollamas_wire_gives_the_same_vectors(client: httpx.AsyncClient) ->
 
 async def test_ollamas_wire_describes_the_model(client: httpx.AsyncClient, embedder: ToyEmbedder) -> None:
     names = [model["name"] for model in (await client.get("/api/tags")).json()["models"]]
-    assert names == ["toy/echo", CARD.id]
+    assert names == ["toy/echo:latest", f"{CARD.id}:latest"]
     shown = (await client.post("/api/show", json={"model": f"{CARD.id}:latest"})).json()
     assert shown["capabilities"] == ["embedding"]
     assert shown["model_info"] == {"general.basename": CARD.id, "general.parameter_count": 8}
     assert "template" not in shown
-    for loaded in ([], [CARD.id]):
+    for loaded in ([], [f"{CARD.id}:latest"]):
         running = [model["name"] for model in (await client.get("/api/ps")).json()["models"]]
-        assert running == ["toy/echo", *loaded]
+        assert running == ["toy/echo:latest", *loaded]
         await client.post("/api/embed", json={"model": "default", "input": "a"})
 
 

@@ -128,9 +128,17 @@ async def test_mistrals_wire_fills_the_same_gap(client: httpx.AsyncClient, llm: 
     assert llm.seen[-1].seed == 3
     response = await client.post("/v1/fim/completions", json=body | {"stream": True})
     *chunks, done = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-    deltas = [choice["delta"] for chunk in chunks for choice in json.loads(chunk)["choices"]]
-    assert "".join(delta.get("content", "") for delta in deltas) == "1 + 2"
+    choices = [choice for chunk in chunks for choice in json.loads(chunk)["choices"]]
+    assert "".join(choice["delta"]["content"] for choice in choices) == "1 + 2"
+    assert len(choices) == len(chunks), "Mistral's clients look at the first choice of every event"
+    assert (choices[-1]["finish_reason"], json.loads(chunks[-1])["usage"]) == ("stop", answer["usage"])
     assert done == "[DONE]"
+
+
+async def test_mistrals_wire_takes_penalties(client: httpx.AsyncClient, llm: ToyLLM) -> None:
+    body = {"prompt": "x", "presence_penalty": 0.5, "frequency_penalty": -0.5}
+    await post(client, body, "/v1/fim/completions")
+    assert (llm.seen[-1].presence_penalty, llm.seen[-1].frequency_penalty) == (0.5, -0.5)
 
 
 async def test_completions_with_a_suffix_fill_a_gap(client: httpx.AsyncClient, llm: ToyLLM) -> None:

@@ -180,7 +180,7 @@ def test_a_longer_answer_than_was_assumed_is_owed() -> None:
 
 def test_a_request_that_can_never_have_room_is_told_so_and_not_to_come_back() -> None:
     limits = limiter(tokens_per_minute=100)
-    with pytest.raises(RequestError, match=r"500 tokens.*100 a minute.*lower `max_tokens`") as refused:
+    with pytest.raises(RequestError, match=r"500 tokens.*100 a minute.*ask for a shorter answer") as refused:
         limits.reserve(caller(), prompt_tokens=100, answer_tokens=400)
     assert not isinstance(refused.value, RateLimitError)
 

@@ -152,6 +152,55 @@ async def test_metrics_and_health_are_not_limited(llm: ToyLLM) -> None:
             assert (await client.get(path)).status_code == 200
 
 
+FULL_PROMPT = "x" * 500
+TURNS = [{"role": "user", "content": FULL_PROMPT[:490]}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/completions", {"prompt": FULL_PROMPT, "max_tokens": 50}, "max_tokens"),
+        ("/v1/chat/completions", {"messages": TURNS, "model": "default", "max_tokens": 50}, "max_tokens"),
+        (
+            "/v1/chat/completions",
+            {"messages": TURNS, "model": "default", "max_completion_tokens": 50},
+            "max_completion_tokens",
+        ),
+        ("/v1/responses", {"input": TURNS, "max_output_tokens": 50, "store": False}, "max_output_tokens"),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": "x" * 470}], "model": "default", "max_tokens": 50},
+            "max_tokens",
+        ),
+        ("/qwen3/generate", {"prompt": FULL_PROMPT[:490], "max_length": 50}, "max_length"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_does_not_fit_is_refused_in_the_words_of_its_wire(
+    client: httpx.AsyncClient, path: str, body: dict[str, object], field: str, stream: bool
+) -> None:
+    answer = await client.post(path, json=body if path.startswith("/qwen3") else {**body, "stream": stream})
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert f"`{field}` is 50, together more than the 512" in error["message"]
+    assert error.get("param", field) == field
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": FULL_PROMPT}),
+        ("/api/chat", {"model": "default", "messages": TURNS, "options": {"num_predict": 50}}),
+        ("/api/generate", {"model": "default", "prompt": TURNS[0]["content"], "options": {"num_predict": 9999}}),
+        ("/api/generate", {"model": "default", "prompt": "a", "suffix": "b", "options": {"num_predict": 512}}),
+    ],
+)
+async def test_a_limit_that_nobody_set_or_that_is_a_ceiling_gives_way(
+    client: httpx.AsyncClient, path: str, body: dict[str, object]
+) -> None:
+    assert (await client.post(path, json={**body, "stream": False})).status_code == 200
+
+
 async def test_texts_to_embed_are_charged_as_prompts_are(llm: ToyLLM) -> None:
     embedder = ToyEmbedder()
     app = create_app(llm, ServeConfig(limits=Limits(tokens_per_minute=100)), embedder=embedder)
@@ -167,6 +216,24 @@ async def test_texts_to_embed_are_charged_as_prompts_are(llm: ToyLLM) -> None:
     assert len(embedder.seen) == num_embedded
 
 
+async def test_sec_09_texts_to_embed_are_read_only_for_who_has_a_place_and_tokens_left(llm: ToyLLM) -> None:
+    embedder = ToyEmbedder(may_read=asyncio.Event())
+    assert embedder.may_read is not None
+    limits = Limits(concurrent_requests=1, tokens_per_day=5)
+    app = create_app(llm, ServeConfig(limits=limits), embedder=embedder)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8000") as client:
+        body = {"model": "default", "input": ["abcde"]}
+        first = asyncio.create_task(client.post("/v1/embeddings", json=body))
+        while not embedder.num_read:
+            await asyncio.sleep(0)
+        refused = [await client.post(path, json=body) for path in ("/v1/embeddings", "/api/embed")]
+        embedder.may_read.set()
+        assert (await first).status_code == 200
+        refused.append(await client.post("/v1/embeddings", json=body))
+    assert [answer.status_code for answer in refused] == [429, 429, 429]
+    assert embedder.num_read == 1
+
+
 async def test_sec_09_whoever_leaves_before_the_first_token_has_paid_for_the_prompt(llm: ToyLLM) -> None:
     llm.first_step_s = 60
     app = create_app(llm, ServeConfig(limits=Limits(tokens_per_minute=1000)))
@@ -176,7 +243,7 @@ async def test_sec_09_whoever_leaves_before_the_first_token_has_paid_for_the_pro
     job = GenerationJob(
         request_id="r",
         prompts=[Prompt(token_ids=[1] * 300)],
-        params=SamplingParams(max_tokens=500),
+        params=SamplingParams(max_tokens=200),
         options=RequestOptions(),
         caller=caller,
     )
@@ -187,4 +254,4 @@ async def test_sec_09_whoever_leaves_before_the_first_token_has_paid_for_the_pro
     with pytest.raises(asyncio.CancelledError):
         await waiting
     left = int(dict(limiter.headers(caller))[b"x-ratelimit-remaining-tokens"])
-    assert 700 <= left <= 720  # the answer's 500 are back; it fills by 17 a second
+    assert 700 <= left <= 720  # the answer's 200 are back; it fills by 17 a second

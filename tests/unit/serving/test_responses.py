@@ -324,6 +324,37 @@ async def test_a_background_response_over_a_limit_is_refused_and_not_kept(
 
 
 @pytest.mark.anyio
+async def test_background_responses_that_come_at_once_are_held_to_the_limits_together(
+    llm: ToyLLM, database: Database
+) -> None:
+    llm.endless = True
+    async with serving(llm, database, ServeConfig(limits=Limits(concurrent_requests=1))) as connect:
+        ask = connect("any")
+        asked = [
+            ask.responses.create(model="default", input="x", max_output_tokens=4, background=True) for _ in range(6)
+        ]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        begun = [answer for answer in answers if isinstance(answer, OfficialResponse)]
+        assert len(begun) == 1
+        assert all(isinstance(answer, openai.RateLimitError) for answer in answers if answer not in begun)
+        assert (await ended(ask, begun[0].id)).status == "incomplete"
+        await ask.responses.create(model="default", input="x", max_output_tokens=4)  # the place is free again
+
+
+@pytest.mark.anyio
+async def test_a_wrong_item_behind_an_earlier_response_has_the_number_that_the_request_gives_it(
+    llm: ToyLLM, database: Database
+) -> None:
+    async with serving(llm, database) as connect:
+        ask = connect("any")
+        earlier = await ask.responses.create(model="default", input="x")
+        wrong: Any = [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "["}]
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ask.responses.create(model="default", input=wrong, previous_response_id=earlier.id)
+        assert refused.value.param == "input[0].arguments"
+
+
+@pytest.mark.anyio
 async def test_a_background_stream_goes_on_when_its_reader_leaves(ask: AsyncOpenAI, llm: ToyLLM) -> None:
     llm.step_s = 0.002
     stream = await ask.responses.create(model="default", input="你好", background=True, stream=True)

@@ -45,6 +45,10 @@ class ToyEmbedder:
     seen: list[EmbeddingInput] = field(default_factory=list)
     num_open: int = 0
     is_loaded: bool = False
+    may_read: asyncio.Event | None = None
+    """Texts are read only when it is set, where there is one."""
+    num_read: int = 0
+    """Requests whose texts were read, or are."""
 
     async def prepare(
         self,
@@ -54,6 +58,9 @@ class ToyEmbedder:
         truncate: bool = False,
         tenant: str = "",
     ) -> list[EmbeddingInput]:
+        self.num_read += 1
+        if self.may_read is not None:
+            await self.may_read.wait()
         texts = [given if isinstance(given, str) else _text_of(given) for given in inputs]
         read = [EmbeddingInput(content=text, num_tokens=len(text), input_type=input_type or "query") for text in texts]
         limit = self.card.max_tokens

@@ -213,7 +213,7 @@ class ToyLLM:
                 finish_reason=reason,
                 stop_reason=stop,
                 num_cached_tokens=3,
-                prompt_logprobs=_prompt_logprobs(prompt, params) if number == 0 else None,
+                prompt_logprobs=_prompt_logprobs(prompt, params) if index == number == 0 else None,
             )
             if reason is not None:
                 return

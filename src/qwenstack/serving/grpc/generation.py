@@ -14,7 +14,7 @@ from qwenstack.serving.grpc.requests import read_generation
 from qwenstack.serving.grpc.v1 import generation_pb2
 from qwenstack.serving.grpc.v1.generation_pb2 import GenerateRequest, GenerateResponse, StreamGenerateResponse
 from qwenstack.serving.identity import Access
-from qwenstack.serving.service import GenerationJob, GenerationService, UsageTally
+from qwenstack.serving.service import AnswerLimit, GenerationJob, GenerationService, UsageTally
 from qwenstack.serving.wire.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 
 
@@ -66,14 +66,16 @@ class GenerationRpc:
         options = body.request_options(tenant=call.identity.tenant, adapter=adapter)
         changes = body.sampling_changes()
         if isinstance(body, CompletionRequest):
-            params = self._service.choose_params(changes, max_tokens=DEFAULT_MAX_TOKENS)
+            limit = AnswerLimit(is_ceiling=body.max_tokens is None)
+            params = self._service.choose_params(changes, max_tokens=DEFAULT_MAX_TOKENS, limit=limit)
             prompt = await self._service.read_text(request.prompt, call.identity)
         else:
-            params = self._service.choose_params(changes)
+            limit = AnswerLimit(field=body.max_tokens_field)
+            params = self._service.choose_params(changes, limit=limit)
             prompt = await self._service.read_chat(
                 body.to_messages(), call.identity, tools=body.to_tools(), enable_thinking=body.wants_thinking()
             )
         request_id = f"gen-{call.request_id}"
         return GenerationJob(
-            request_id=request_id, prompts=[prompt], params=params, options=options, caller=call.identity
+            request_id=request_id, prompts=[prompt], params=params, options=options, caller=call.identity, limit=limit
         )

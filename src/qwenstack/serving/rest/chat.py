@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Literal
 
 from fastapi import Request, Response
 from fastapi.routing import APIRouter
@@ -19,7 +20,7 @@ from qwenstack.serving.rest.endpoint import (
     key_router,
     request_id_of,
 )
-from qwenstack.serving.service import GenerationJob, GenerationService, Piece, UsageTally
+from qwenstack.serving.service import AnswerLimit, GenerationJob, GenerationService, Piece, UsageTally
 from qwenstack.serving.wire.chat import (
     AnswerDelta,
     ChatChoice,
@@ -51,7 +52,8 @@ def chat_routes(backend: Backend) -> APIRouter:
         reading = read_chat_request(backend.service, body, identity_of(request), request_id_of(request))
         job = await backend.run(request, reading)
         if body.stream:
-            return backend.stream(request, stream_chat(backend.service, job, wants_usage=body.wants_usage))
+            usage = "at_end" if body.wants_usage else None
+            return backend.stream(request, stream_chat(backend.service, job, usage=usage))
         return json_response(await backend.run(request, complete_chat(backend.service, job)))
 
     return router
@@ -66,12 +68,18 @@ async def read_chat_request(
         RequestError: it is wrong.
     """
     options = body.request_options(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
-    params = service.choose_params(body.sampling_changes(), max_tokens_field=body.max_tokens_field)
+    limit = AnswerLimit(field=body.max_tokens_field)
+    params = service.choose_params(body.sampling_changes(), limit=limit)
     prompt = await service.read_chat(
         body.to_messages(), caller, tools=body.to_tools(), enable_thinking=body.wants_thinking()
     )
     return GenerationJob(
-        request_id=f"chatcmpl-{request_id}", prompts=[prompt], params=params, options=options, caller=caller
+        request_id=f"chatcmpl-{request_id}",
+        prompts=[prompt],
+        params=params,
+        options=options,
+        caller=caller,
+        limit=limit,
     )
 
 
@@ -90,14 +98,20 @@ async def complete_chat(service: GenerationService, job: GenerationJob) -> ChatC
     }
 
 
-async def stream_chat(service: GenerationService, job: GenerationJob, *, wants_usage: bool) -> AsyncGenerator[bytes]:
-    """Write the answers piece by piece: each opens with the role and closes with its reason to end."""
+async def stream_chat(
+    service: GenerationService, job: GenerationJob, *, usage: Literal["at_end", "in_last_choice"] | None
+) -> AsyncGenerator[bytes]:
+    """Write the answers piece by piece: each opens with the role and closes with its reason to end.
+
+    `usage`: whether the tokens are told in an event of their own, as OpenAI does, or beside the one answer's reason to
+    end, as Mistral does, whose clients expect a choice with a text in every event.
+    """
     created = int(time.time())
     tally = UsageTally(job)
     opened: set[int] = set()
     calling: set[int] = set()
 
-    def event(choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
+    def event(choices: list[ChatChunkChoice], used: Usage | None = None) -> bytes:
         chunk: ChatCompletionChunk = {
             "id": job.request_id,
             "object": "chat.completion.chunk",
@@ -105,8 +119,8 @@ async def stream_chat(service: GenerationService, job: GenerationJob, *, wants_u
             "model": service.model_name(job),
             "choices": choices,
         }
-        if wants_usage:
-            chunk["usage"] = usage
+        if used is not None or usage == "at_end":
+            chunk["usage"] = used
         return encode_event(chunk)
 
     async with aclosing(service.generate(job)) as pieces:
@@ -122,14 +136,14 @@ async def stream_chat(service: GenerationService, job: GenerationJob, *, wants_u
             if delta or (logprobs and logprobs["content"]):
                 yield event([_choice(piece, delta or {"content": ""}, logprobs)])
             if piece.delta.finish_reason is not None:
-                choice = _choice(piece, {})
+                choice = _choice(piece, {} if usage != "in_last_choice" else {"content": ""})
                 choice["finish_reason"] = chat_finish_reason(
                     piece.delta.finish_reason, has_calls=piece.delta.index in calling
                 )
                 if piece.delta.stop_reason is not None:
                     choice["stop_reason"] = piece.delta.stop_reason
-                yield event([choice])
-    if wants_usage:
+                yield event([choice], usage_of(tally) if usage == "in_last_choice" else None)
+    if usage == "at_end":
         yield event([], usage_of(tally))
     yield DONE
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from fastapi import Request, Response
 from fastapi.routing import APIRouter
 
-from qwenstack.core.outputs import RequestOutput
+from qwenstack.core.outputs import RequestOutput, TokenLogprob
 from qwenstack.serving.identity import Identity
 from qwenstack.serving.rest.endpoint import (
     Backend,
@@ -19,7 +20,7 @@ from qwenstack.serving.rest.endpoint import (
     key_router,
     request_id_of,
 )
-from qwenstack.serving.service import GenerationJob, GenerationService, Piece, Prompt, UsageTally
+from qwenstack.serving.service import AnswerLimit, GenerationJob, GenerationService, Piece, Prompt, UsageTally
 from qwenstack.serving.wire.chat import wire_finish_reason
 from qwenstack.serving.wire.completions import (
     DEFAULT_MAX_TOKENS,
@@ -66,9 +67,10 @@ async def read_completion_request(
         RequestError: it is wrong.
     """
     options = body.request_options(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
-    params = service.choose_params(body.sampling_changes(), max_tokens=DEFAULT_MAX_TOKENS)
+    limit = AnswerLimit(is_ceiling=body.max_tokens is None)
+    params = service.choose_params(body.sampling_changes(), max_tokens=DEFAULT_MAX_TOKENS, limit=limit)
     if body.suffix is not None:
-        prompt, params = await service.read_gap(body.to_gap(), params, caller)
+        prompt, params = await service.read_gap(body.to_gap(), params, caller, limit=limit)
         prompts = [prompt]
     else:
         prompts = [
@@ -76,7 +78,7 @@ async def read_completion_request(
             for prompt in body.prompts()
         ]
     return GenerationJob(
-        request_id=f"cmpl-{request_id}", prompts=prompts, params=params, options=options, caller=caller
+        request_id=f"cmpl-{request_id}", prompts=prompts, params=params, options=options, caller=caller, limit=limit
     )
 
 
@@ -126,25 +128,36 @@ def _choices(
     return choices
 
 
+@dataclass(slots=True, kw_only=True)
+class _Echo:
+    """A prompt that is returned before each of its answers, whose writers share this."""
+
+    text: str
+    token_ids: Sequence[int]
+    entries: Sequence[TokenLogprob | None]
+    """Empty where nobody asked; each None until the first piece of answer 0, which comes before those of the others."""
+
+
 class _ChunkWriter:
     """Writes one answer's chunks; it knows how far the text has come."""
 
-    def __init__(self, service: GenerationService, prompt: Prompt, *, index: int, echo: bool) -> None:
-        self._prompt = prompt
+    def __init__(self, service: GenerationService, *, index: int, echo: _Echo | None) -> None:
         self._index = index
         self._logprobs = CompletionLogprobsWriter(service.token_bytes)
-        self._echo_text = _prompt_text(service, prompt) if echo else None
+        self._echo = echo
 
     def write(self, piece: Piece) -> CompletionChunkChoice | None:
         """Write what a piece adds; None where there is nothing to tell yet."""
         delta = piece.delta
         text = delta.text
         token_ids, entries = list(delta.token_ids), [*(delta.logprobs or ())]
-        if self._echo_text is not None:
-            text, self._echo_text = self._echo_text + text, None
-            if delta.prompt_logprobs is not None:
-                token_ids = [*self._prompt.token_ids, *token_ids]
-                entries = [*delta.prompt_logprobs, *entries]
+        if self._echo is not None:
+            echo, self._echo = self._echo, None
+            echo.entries = delta.prompt_logprobs or echo.entries
+            text = echo.text + text
+            if echo.entries:
+                token_ids = [*echo.token_ids, *token_ids]
+                entries = [*echo.entries, *entries]
         logprobs: CompletionLogprobs | None = self._logprobs.write(token_ids, entries) if entries else None
         if not text and logprobs is None and delta.finish_reason is None:
             return None
@@ -166,11 +179,7 @@ async def _stream_events(
     created = int(time.time())
     tally = UsageTally(job)
     n = job.params.n
-    writers = [
-        _ChunkWriter(service, prompt, index=prompt_index * n + index, echo=echo)
-        for prompt_index, prompt in enumerate(job.prompts)
-        for index in range(n)
-    ]
+    writers = _chunk_writers(service, job, echo=echo)
 
     def event(choices: list[CompletionChunkChoice], usage: Usage | None = None) -> bytes:
         chunk: CompletionChunk = {
@@ -193,6 +202,19 @@ async def _stream_events(
     if wants_usage:
         yield event([], usage_of(tally))
     yield DONE
+
+
+def _chunk_writers(service: GenerationService, job: GenerationJob, *, echo: bool) -> list[_ChunkWriter]:
+    """Make the writer of each answer, in the order of their indices."""
+    writers: list[_ChunkWriter] = []
+    for prompt in job.prompts:
+        entries = [None] * len(prompt.token_ids) if job.params.prompt_logprobs is not None else ()
+        shared = None
+        if echo:
+            shared = _Echo(text=_prompt_text(service, prompt), token_ids=prompt.token_ids, entries=entries)
+        for _ in range(job.params.n):
+            writers.append(_ChunkWriter(service, index=len(writers), echo=shared))
+    return writers
 
 
 def _prompt_text(service: GenerationService, prompt: Prompt) -> str:

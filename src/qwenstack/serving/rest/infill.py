@@ -22,7 +22,7 @@ from qwenstack.serving.rest.endpoint import (
     key_router,
     request_id_of,
 )
-from qwenstack.serving.service import DEFAULT_MODEL_NAME, GenerationJob, GenerationService, UsageTally
+from qwenstack.serving.service import DEFAULT_MODEL_NAME, AnswerLimit, GenerationJob, GenerationService, UsageTally
 from qwenstack.serving.wire.chat import ChatCompletion
 from qwenstack.serving.wire.infill import (
     FimRequest,
@@ -55,7 +55,8 @@ def infill_routes(backend: Backend) -> APIRouter:
             adapter=service.adapter_of(body.model or DEFAULT_MODEL_NAME, caller),
             prefix_cache=body.cache_prompt is not False,
         )
-        params = service.choose_params(body.sampling_changes(), max_tokens_field="n_predict")
+        limit = AnswerLimit(field="n_predict")
+        params = service.choose_params(body.sampling_changes(), limit=limit)
         reading = service.read_gap(body.to_gap(), params, caller, may_cut=True)
         prompt, params = await backend.run(request, reading)
         job = GenerationJob(
@@ -64,6 +65,7 @@ def infill_routes(backend: Backend) -> APIRouter:
             params=params,
             options=options,
             caller=caller,
+            limit=limit,
         )
         filling = _Filling(service, job, body)
         if body.stream:
@@ -91,7 +93,7 @@ def infill_routes(backend: Backend) -> APIRouter:
             caller=caller,
         )
         if body.stream:
-            return backend.stream(request, stream_chat(service, job, wants_usage=True))
+            return backend.stream(request, stream_chat(service, job, usage="in_last_choice"))
         return json_response(await backend.run(request, complete_chat(service, job)))
 
     return router

@@ -24,7 +24,7 @@ from qwenstack.serving.rest.endpoint import (
     key_router,
     request_id_of,
 )
-from qwenstack.serving.service import GenerationJob, GenerationService, Prompt, UsageTally
+from qwenstack.serving.service import AnswerLimit, GenerationJob, GenerationService, Prompt, UsageTally
 from qwenstack.serving.wire.errors import ErrorAnswer, WriteError
 from qwenstack.serving.wire.ollama import (
     LATEST,
@@ -44,6 +44,7 @@ from qwenstack.serving.wire.ollama import (
 )
 
 _LINES = "application/x-ndjson"
+_NUM_PREDICT = AnswerLimit(field="options.num_predict", is_ceiling=True)
 _STREAM_DESCRIPTION = "Unless `stream` is false: lines of JSON, the last one with `done`."
 
 WriteLine: TypeAlias = Callable[[Line, AnswerTurn], Line]
@@ -70,9 +71,11 @@ def ollama_routes(backend: Backend) -> APIRouter:
         write_line: WriteLine,
         gap: Gap | None = None,
     ) -> Response:
-        params = service.choose_params(body.sampling_changes(), max_tokens_field="options.num_predict")
+        params = service.choose_params(body.sampling_changes(), limit=_NUM_PREDICT)
         if gap is not None:
-            prompt, params = await backend.run(request, service.read_gap(gap, params, identity_of(request)))
+            prompt, params = await backend.run(
+                request, service.read_gap(gap, params, identity_of(request), limit=_NUM_PREDICT)
+            )
         if prompt is None:  # it only asks for the model to be loaded
             return json_response(_loaded(options.adapter or service.card.id, write_line))
         job = GenerationJob(
@@ -81,6 +84,7 @@ def ollama_routes(backend: Backend) -> APIRouter:
             params=params,
             options=options,
             caller=identity_of(request),
+            limit=_NUM_PREDICT,
         )
         if body.wants_stream:
             return backend.stream(request, _stream_lines(service, job, write_line), OLLAMA_STREAM)

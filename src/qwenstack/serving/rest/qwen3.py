@@ -15,8 +15,10 @@ from qwenstack.serving.rest.endpoint import (
     key_router,
     request_id_of,
 )
-from qwenstack.serving.service import DEFAULT_MODEL_NAME, GenerationJob, GenerationService
+from qwenstack.serving.service import DEFAULT_MODEL_NAME, AnswerLimit, GenerationJob, GenerationService
 from qwenstack.serving.wire.qwen3 import GenerateRequest, GenerateResponse
+
+_MAX_LENGTH = AnswerLimit(field="max_length")
 
 
 def qwen3_routes(backend: Backend) -> APIRouter:
@@ -35,13 +37,14 @@ def qwen3_routes(backend: Backend) -> APIRouter:
         adapter = backend.service.adapter_of(DEFAULT_MODEL_NAME, caller)
         reading = backend.service.read_chat([Message(role="user", content=body.prompt)], caller)
         prompt = await backend.run(request, reading)
-        params = backend.service.choose_params({"max_tokens": body.max_length}, max_tokens_field="max_length")
+        params = backend.service.choose_params({"max_tokens": body.max_length}, limit=_MAX_LENGTH)
         job = GenerationJob(
             request_id=f"gen-{request_id_of(request)}",
             prompts=[prompt],
             params=params,
             options=RequestOptions(tenant=caller.tenant, adapter=adapter),
             caller=caller,
+            limit=_MAX_LENGTH,
         )
         return json_response(await backend.run(request, _complete(backend.service, job)))
 

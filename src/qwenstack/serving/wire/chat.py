@@ -47,7 +47,9 @@ class FunctionCallRequest(WireModel):
 
     name: str
     arguments: str
-    """A JSON object, as text."""
+    """A JSON object, as text; empty: none."""
+    parsed_arguments: object = None
+    """Accepted and ignored: OpenAI's client adds it to the answers that it parsed."""
 
 
 class ToolCallRequest(WireModel):
@@ -80,6 +82,8 @@ class ChatMessageRequest(WireModel):
     """Accepted and ignored."""
     refusal: str | None = None
     """Accepted and ignored."""
+    parsed: object = None
+    """Accepted and ignored: OpenAI's client adds it to the answers that it parsed."""
     annotations: Annotated[list[object], Field(max_length=0)] | None = None
     """Accepted when empty."""
     audio: None = None
@@ -101,7 +105,7 @@ class ChatMessageRequest(WireModel):
                 id=call.id,
                 name=call.function.name,
                 arguments=parse_json_object(
-                    call.function.arguments, f"messages[{index}].tool_calls[{number}].function.arguments"
+                    call.function.arguments or "{}", f"messages[{index}].tool_calls[{number}].function.arguments"
                 ),
             )
             for number, call in enumerate(self.tool_calls or ())
@@ -222,6 +226,12 @@ class ChatCompletionRequest(SamplingFields):
     """Nothing is stored."""
     service_tier: Literal["auto", "default"] | None = None
     """Accepted and ignored."""
+    prompt_cache_key: str | None = None
+    """Accepted and ignored: what was computed for earlier prompts is used wherever it can be."""
+    safety_identifier: str | None = None
+    """Accepted and ignored."""
+    verbosity: Literal["medium"] | None = None
+    """Only the middle one there is."""
     parallel_tool_calls: bool | None = None
     """Whether one answer may hold several tool calls; true where nothing is said."""
 

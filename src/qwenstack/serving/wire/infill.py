@@ -141,6 +141,8 @@ class FimRequest(WireModel):
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     random_seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stop: Stops = None
     metadata: dict[str, object] | None = Field(None, max_length=16)
@@ -151,6 +153,8 @@ class FimRequest(WireModel):
         changes: dict[str, object] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
             "max_tokens": self.max_tokens,
             "min_tokens": self.min_tokens,
             "seed": self.random_seed,

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from qwenstack.core.protocols import EmbedderCard, ModelCard, ModelShape
 from qwenstack.core.sampling_params import SamplingParams
-from qwenstack.serving.wire.ollama import write_time
+from qwenstack.serving.wire.ollama import LATEST, write_time
 
 Capability: TypeAlias = Literal["completion", "tools", "thinking", "insert", "embedding"]
 
@@ -87,8 +87,8 @@ class ShowResponse(TypedDict):
 def write_listed(name: str, card: ModelCard | EmbedderCard) -> ListedModel:
     """List a model under this name."""
     return {
-        "name": name,
-        "model": name,
+        "name": _with_tag(name),
+        "model": _with_tag(name),
         "modified_at": write_time(card.created),
         "size": _size_of(card.shape),
         "details": _write_details(name, card),
@@ -98,8 +98,8 @@ def write_listed(name: str, card: ModelCard | EmbedderCard) -> ListedModel:
 def write_running(name: str, card: ModelCard | EmbedderCard) -> RunningModel:
     """List a model that is in memory."""
     return {
-        "name": name,
-        "model": name,
+        "name": _with_tag(name),
+        "model": _with_tag(name),
         "size": _size_of(card.shape),
         "size_vram": 0,
         "details": _write_details(name, card),
@@ -125,6 +125,11 @@ def write_shown(name: str, card: ModelCard | EmbedderCard, defaults: SamplingPar
     if not is_embedder and card.chat_template is not None:
         shown["template"] = card.chat_template
     return shown
+
+
+def _with_tag(name: str) -> str:
+    """Every name that Ollama lists has a tag; Open WebUI adds it to one without, and then does not find it listed."""
+    return name if ":" in name else name + LATEST
 
 
 def _write_details(name: str, card: ModelCard | EmbedderCard) -> Details:

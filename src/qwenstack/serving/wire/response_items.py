@@ -146,8 +146,10 @@ def new_item_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(16)}"
 
 
-def to_messages(instructions: str | None, items: Iterable[InputItem]) -> list[Message]:
-    """Translate a conversation into the words of the core.
+def to_messages(
+    instructions: str | None, items: Iterable[InputItem], *, earlier: Sequence[InputItem] = ()
+) -> list[Message]:
+    """Translate a conversation, with what was said `earlier`, into the words of the core.
 
     What the assistant thought, said and called between two other items is one message.
 
@@ -156,7 +158,7 @@ def to_messages(instructions: str | None, items: Iterable[InputItem]) -> list[Me
     """
     messages = [Message(role="system", content=instructions)] if instructions else []
     turn = _AssistantTurn()
-    for index, item in enumerate(items):
+    for index, item in enumerate((*earlier, *items), start=-len(earlier)):  # the request's own begin at 0
         if isinstance(item, MessageItem) and item.role == "assistant":
             turn.texts.append(item.text)
         elif isinstance(item, ReasoningItem):
