@@ -42,6 +42,7 @@ class Place(BaseModel):
     city: str
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # its own, of the answer that it parsed
 def test_a_parsed_answer_can_be_sent_back(client: openai.OpenAI, llm: ToyLLM) -> None:
     llm.says = '{"city": "北京"}'
     answer = client.chat.completions.parse(model="default", messages=USER, response_format=Place).choices[0].message
