@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,7 @@ def test_sec_22_the_message_of_a_call_without_a_key_comes_at_once(serve_both: Se
 
 
 def test_sec_22_calls_without_a_key_cannot_take_all_places(serve_both: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwenstack.serving.grpc.gate.MAX_PUBLIC_CALLS", 3)
+    monkeypatch.setattr("qwenstack.serving.grpc.places.MAX_CALLS_OF_ONE", 3)
     monkeypatch.setattr("qwenstack.serving.grpc.gate.PUBLIC_MESSAGE_TIMEOUT_S", 60.0)
     monkeypatch.setattr("qwenstack.serving.grpc.server.MAX_CALLS", 5)
     is_over = threading.Event()
@@ -295,6 +296,111 @@ def test_sec_22_calls_without_a_key_cannot_take_all_places(serve_both: Serve, mo
             call.cancel()
         while code_of(lambda: health.Check(health_pb2.HealthCheckRequest())) != OK:
             assert time.monotonic() < wait_until
+
+
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+
+def open_reflection(channel: grpc.Channel, text: str, is_over: threading.Event) -> Any:
+    """Begin a call that asks one thing and stays open."""
+
+    def ask_once() -> Iterator[bytes]:
+        yield b""
+        is_over.wait(60)
+
+    return channel.stream_stream(REFLECTION)(ask_once(), metadata=with_key(text))
+
+
+def tokenize(channel: grpc.Channel, text: str, metadata: list[tuple[str, str]]) -> Any:
+    """Begin a call whose only message is read when the test says so."""
+    method = channel.unary_stream(
+        "/qwenstack.v1.TokenService/Tokenize", request_serializer=TokenizeRequest.SerializeToString
+    )
+    return method(TokenizeRequest(prompt=text), metadata=metadata)
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_sec_22_a_caller_who_falls_silent_is_not_waited_for(channel: grpc.Channel, texts: dict[str, str]) -> None:
+    is_over = threading.Event()
+    call = open_reflection(channel, texts["user"], is_over)
+    answers: list[bytes] = []
+    code = code_of(lambda: answers.extend(call))
+    is_over.set()
+    assert (len(answers), code) == (1, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert "did not come within 1 s" in call.details()
+
+
+def test_who_watches_the_health_has_nothing_more_to_say(serve_both: Serve, llm: ToyLLM) -> None:
+    with serve_both(body_timeout_s=0.1) as (_, address), grpc.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        time.sleep(0.5)
+        llm.is_ready = False
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+
+
+def test_sec_22_one_tenant_cannot_take_all_places(
+    serve_both: Serve, database: Database, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwenstack.serving.grpc.places.MAX_CALLS_OF_ONE", 3)
+    monkeypatch.setattr("qwenstack.serving.grpc.server.MAX_CALLS", 5)
+    is_over = threading.Event()
+    with serve_both(database) as (_, address), grpc.insecure_channel(address) as channel:
+        generation, health = GenerationServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        own, other = with_key(texts["user"]), with_key(texts["other tenant"])
+        held = [open_reflection(channel, texts["user"], is_over) for _ in range(3)]
+        assert all(next(call) for call in held)
+        refused = generation.Generate.future(HELLO, metadata=own)
+        assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "3 of your calls are open" in refused.details()
+        assert dict(refused.trailing_metadata())["retry-after"] == "1"
+        assert code_of(lambda: generation.Generate(HELLO, metadata=other)) == OK
+        assert code_of(lambda: health.Check(health_pb2.HealthCheckRequest())) == OK
+        is_over.set()
+        assert all(code_of(lambda: list(call)) == OK for call in held)  # noqa: B023
+        wait_for(lambda: code_of(lambda: generation.Generate(HELLO, metadata=own)) == OK)
+
+
+def test_sec_22_an_answer_that_nobody_reads_ends_and_takes_no_place_of_others(
+    serve_both: Serve,
+    database: Database,
+    texts: dict[str, str],
+    llm: ToyLLM,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("qwenstack.serving.grpc.places.MAX_CALLS_OF_ONE", 2)
+    monkeypatch.setattr("qwenstack.serving.grpc.server.MAX_CALLS", 3)
+    llm.endless, llm.card = True, replace(llm.card, max_model_len=1 << 20)
+    small = [("grpc.http2.lookahead_bytes", 65_535), ("grpc.http2.bdp_probe", 0)]  # of a stream until it is read
+    with serve_both(database, send_timeout_s=0.3) as (_, address), grpc.insecure_channel(address, small) as channel:
+        generation = GenerationServiceStub(channel)
+        own, other = with_key(texts["user"]), with_key(texts["other tenant"])
+        endless = pb.GenerateRequest(prompt="x", max_tokens=900_000)
+        stream = generation.StreamGenerate(endless, metadata=own)
+        assert next(stream).choices
+        tokens = tokenize(channel, "x" * 200_000, own)
+        wait_for(lambda: llm.num_open == 0)
+        llm.endless = False
+        until = time.monotonic() + 1
+        while time.monotonic() < until:  # their ends wait behind what is not read, so that they are still open
+            assert code_of(lambda: generation.Generate(HELLO, metadata=own)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert code_of(lambda: generation.Generate(HELLO, metadata=other)) == OK
+        for call in (stream, tokens):
+            assert code_of(lambda: list(call)) == grpc.StatusCode.DEADLINE_EXCEEDED  # noqa: B023
+            assert "was not read within 0." in call.details()
+        wait_for(lambda: code_of(lambda: generation.Generate(HELLO, metadata=own)) == OK)
+        tokens = tokenize(channel, "x" * 200_000, own)
+        time.sleep(1)
+        tokens.cancel()  # behind its end, which it does not read either
+    assert caplog.records == []
 
 
 def test_sec_22_watchers_of_the_health_cannot_take_all_places(channel: grpc.Channel, texts: dict[str, str]) -> None:

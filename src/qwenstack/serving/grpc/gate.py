@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
+import grpc.aio
 
-from qwenstack.core.errors import CapacityError
 from qwenstack.core.loop_turns import LoopTurns
 from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.audit import RequestAudit
@@ -26,6 +26,7 @@ from qwenstack.serving.connection import Lifetime, run_while_serving
 from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.grpc.method import Call, Method
+from qwenstack.serving.grpc.places import Places
 from qwenstack.serving.grpc.status import answer_status
 from qwenstack.serving.identity import Access, Callers, Identity, refuse_caller
 from qwenstack.serving.limiter import Limiter
@@ -35,10 +36,10 @@ from qwenstack.serving.request_notes import RequestNotes
 
 REQUEST_ID_NAME = "x-request-id"
 """In trailing metadata: the server's id of the call. From a client: a label for the log, by which nothing is found."""
-MAX_PUBLIC_CALLS = 256
-"""Open at the same time, watchers among them: a quarter of the places, so that nobody without a key takes all."""
 PUBLIC_MESSAGE_TIMEOUT_S = 1.0
 """A call that anybody may make has its one short message with it, or right behind it."""
+_LEAST_BYTES_A_SECOND = 1 << 20
+"""Of a long message, as of a long document over HTTP."""
 _UNMATCHED = "unmatched"
 _SINGLE_NAMES = frozenset({"authorization", "x-api-key"})
 """Metadata that may come once: of two keys, two readers could believe different ones."""
@@ -47,12 +48,16 @@ _SINGLE_NAMES = frozenset({"authorization", "x-api-key"})
 class CallContext(Protocol):
     """What the gate uses of grpcio's context."""
 
+    async def send_initial_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        """Say that the call has an answer."""
+        ...
+
     async def write(self, message: bytes) -> None:
         """Send a message; waits while the client does not read."""
         ...
 
     async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Sequence[tuple[str, str]]) -> None:
-        """End the call with an error, by raising."""
+        """End the call with an error, by raising; waits while the client does not read what was sent before."""
         ...
 
     def set_trailing_metadata(self, trailing_metadata: Sequence[tuple[str, str]]) -> None:
@@ -112,14 +117,18 @@ class Gate(grpc.GenericRpcHandler):
         self._lifetime = lifetime
         self._turns = turns
         self._message_timeout_s = config.body_timeout_s
-        self._num_public = 0
+        self._send_timeout_s = config.send_timeout_s
+        self._places = Places()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Take a call, whatever its method."""
         head = CallHead.from_details(handler_call_details)
 
         async def handle(requests: AsyncIterator[bytes], context: CallContext) -> None:
-            await self._handle(head, requests, context)
+            try:
+                await self._handle(head, requests, context)
+            except grpc.aio.InternalError:  # what was being sent has nobody to go to
+                raise asyncio.CancelledError from None
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -133,19 +142,24 @@ class Gate(grpc.GenericRpcHandler):
         code = grpc.StatusCode.CANCELLED  # unless it comes to another end
         started_at = time.perf_counter()
         label = client_label(head.metadata.get(REQUEST_ID_NAME, ""))
-        with request_context(
-            RequestContext(
-                request_id=request_id, tenant=identity.tenant, key_id=identity.key_id, client_request_id=label
-            )
+        with (
+            request_context(
+                RequestContext(
+                    request_id=request_id, tenant=identity.tenant, key_id=identity.key_id, client_request_id=label
+                )
+            ),
+            ExitStack() as place,  # given back when the end is told: to grpcio the call is open until then
         ):
             try:
+                place.enter_context(self._places.hold(identity, access))
                 await self._turns.wait(identity.line)
                 method = self._admit(head, method, access, identity)
                 call = Call(identity=identity, request_id=request_id)
-                with self._place(access):
-                    await run_while_serving(self._answer(method, requests, call, context), self._lifetime)
+                await run_while_serving(self._answer(method, requests, call, context), self._lifetime)
                 context.set_trailing_metadata(signature)
                 code = grpc.StatusCode.OK
+            except grpc.aio.InternalError:
+                raise
             except Exception as error:  # noqa: BLE001 - nothing that a call causes may end without a status of ours
                 answer = answer_status(error, request_id=request_id)
                 if answer.is_our_fault:
@@ -176,20 +190,6 @@ class Gate(grpc.GenericRpcHandler):
             self._limiter.take_request(identity)
         return method
 
-    @contextmanager
-    def _place(self, access: Access) -> Generator[None]:
-        """Hold one of the places for calls that anybody may make, as long as such a call is open."""
-        if access is not Access.PUBLIC:
-            yield
-            return
-        if self._num_public >= MAX_PUBLIC_CALLS:
-            raise CapacityError(f"{MAX_PUBLIC_CALLS} calls without a key are open already. Try again later.")
-        self._num_public += 1
-        try:
-            yield
-        finally:
-            self._num_public -= 1
-
     async def _answer(self, method: Method, requests: AsyncIterator[bytes], call: Call, context: CallContext) -> None:
         timeout_s = self._message_timeout_s
         if method.access is Access.PUBLIC:
@@ -199,8 +199,15 @@ class Gate(grpc.GenericRpcHandler):
             aclosing(self._in_turn(messages, call.identity)) as pieces,
             aclosing(method.answer(pieces, call)) as answers,
         ):
-            async for answer in answers:
-                await context.write(answer)
+            await self._send(answers, context)
+
+    async def _send(self, answers: AsyncIterator[bytes], context: CallContext) -> None:
+        has_begun = False
+        async for answer in answers:
+            if not has_begun:  # before the message, not with it: grpcio ends no call while its first one is unread
+                await context.send_initial_metadata(())
+                has_begun = True
+            await _write_in_time(answer, context, self._send_timeout_s)
 
     async def _in_turn(self, messages: AsyncIterator[bytes], identity: Identity) -> AsyncGenerator[bytes]:
         """Wait for a turn behind each message: those of many calls that were open may come together."""
@@ -210,15 +217,27 @@ class Gate(grpc.GenericRpcHandler):
 
 
 async def _in_time(requests: AsyncIterator[bytes], timeout_s: float) -> AsyncGenerator[bytes]:
-    """Read a caller's messages; the first has to come soon."""
+    """Read a caller's messages; each has to come soon after it is waited for."""
+    while (message := await _read_in_time(requests, timeout_s)) is not None:
+        yield message
+
+
+async def _read_in_time(requests: AsyncIterator[bytes], timeout_s: float) -> bytes | None:
+    """Read a message; None where the caller says that there is none. Who falls silent may be in the middle of it."""
     try:
         async with asyncio.timeout(timeout_s):
-            first = await anext(requests, None)
+            return await anext(requests, None)
     except TimeoutError:
         text = f"The message did not come within {timeout_s:g} s."
         raise HttpError(408, text, code="body_timeout") from None
-    if first is None:
-        return
-    yield first
-    async for request in requests:
-        yield request
+
+
+async def _write_in_time(message: bytes, context: CallContext, timeout_s: float) -> None:
+    """Send a message to a caller who reads; a long one may take longer."""
+    timeout_s += len(message) / _LEAST_BYTES_A_SECOND
+    try:
+        async with asyncio.timeout(timeout_s):
+            await context.write(message)
+    except TimeoutError:
+        text = f"The answer was not read within {timeout_s:.3g} s."
+        raise HttpError(408, text, code="send_timeout") from None

@@ -19,6 +19,7 @@ from qwenstack.serving.grpc.generation import GenerationRpc
 from qwenstack.serving.grpc.health import HealthRpc
 from qwenstack.serving.grpc.method import Service, read_methods
 from qwenstack.serving.grpc.models import ModelRpc
+from qwenstack.serving.grpc.places import MAX_CALLS
 from qwenstack.serving.grpc.reflection import ReflectionRpc
 from qwenstack.serving.grpc.tokens import TokenRpc
 from qwenstack.serving.identity import Callers
@@ -28,8 +29,6 @@ from qwenstack.serving.readiness import why_not_ready
 from qwenstack.serving.service import GenerationService
 from qwenstack.serving.tls import TlsFiles, read_tls
 
-MAX_CALLS = 1024
-"""Open at the same time in all; more are refused with RESOURCE_EXHAUSTED before anything of them is read."""
 MAX_STREAMS = 128
 """Open at the same time on one connection; a client waits with more. gRPC's guides have 100 as the usual value."""
 
