@@ -224,7 +224,7 @@ def test_a_missing_key_is_asked_for_and_then_sent(page: Page, server_url: str) -
     def answer(route: Route) -> None:
         keys.append(route.request.header_value("authorization"))
         if keys[-1] is None:
-            error = {"error": {"message": "This server needs an API key.", "type": "authentication_error"}}
+            error = {"error": {"message": "This server needs a valid API key.", "type": "authentication_error"}}
             route.fulfill(status=401, json=error)
         else:
             route.fulfill(content_type="text/event-stream", body=stream_of("Hi"))

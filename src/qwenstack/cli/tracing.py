@@ -24,7 +24,7 @@ def traces_to(endpoint: str | None) -> Generator[Traces]:
     except ImportError as error:
         raise ConfigError(
             f"`otel.endpoint` is {endpoint[:200]!r}, but the packages for traces are not installed. "
-            "Install them with `pip install 'qwenstack[otel]'`, or unset it."
+            "`.venv/bin/pip install -e '.[otel]'` in the project's folder installs them; or unset it."
         ) from error
     with contextlib.closing(open_traces(endpoint)) as traces:
         yield traces

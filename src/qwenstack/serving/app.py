@@ -274,7 +274,9 @@ def _token_verifier(config: OidcConfig) -> TokenVerifier:
         from qwenstack.serving.oidc.key_set import KeySet
         from qwenstack.serving.oidc.tokens import TokenVerifier
     except ModuleNotFoundError:
-        raise MissingExtraError("`oidc.issuer` needs PyJWT: install `qwenstack[oidc]`.") from None
+        raise MissingExtraError(
+            "`oidc.issuer` needs PyJWT: install it with `.venv/bin/pip install -e '.[oidc]'`."
+        ) from None
     return TokenVerifier(config, KeySet(config))
 
 

@@ -18,7 +18,7 @@ from qwenstack.serving.errors import ForbiddenModelError, UnknownModelError
 from qwenstack.serving.identity import Identity
 from qwenstack.serving.limiter import Limiter
 from qwenstack.serving.metrics import EmbeddingTimer, Metrics
-from qwenstack.serving.service import DEFAULT_MODEL_NAME
+from qwenstack.serving.service import DEFAULT_MODEL_NAME, LATEST
 
 MAX_INPUTS = 2048
 """Of one request; OpenAI's number."""
@@ -77,7 +77,7 @@ class EmbeddingService:
 
     def is_named(self, model: str) -> bool:
         """Whether this is the id of the model that embeds."""
-        return self.card is not None and model == self.card.id
+        return self.card is not None and model in {self.card.id, self.card.id + LATEST}
 
     def card_for(self, caller: Identity) -> EmbedderCard | None:
         """Return the model that somebody may use."""
@@ -95,7 +95,7 @@ class EmbeddingService:
         if card is None:
             text = "This server embeds nothing: it was started with `--embedding-model off`."
             raise UnknownModelError(text, param="model", code="model_not_found")
-        if model not in {card.id, DEFAULT_MODEL_NAME}:
+        if not self.is_named(model) and model not in {DEFAULT_MODEL_NAME, DEFAULT_MODEL_NAME + LATEST}:
             known = f"it is {card.id!r} that does" if _may_use(card, caller) else "none does for this API key"
             text = f"The model {model[:200]!r} does not embed texts here; {known}."
             raise UnknownModelError(text, param="model", code="model_not_found")

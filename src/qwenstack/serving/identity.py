@@ -153,6 +153,10 @@ class KeyRing:
         return Identity(tenant=tenant, accesses=_ALL_BUT_ADMIN) if is_there else None
 
 
+_WHENCE = {Access.ADMIN: "The administrator's first key is in `admin.key`, in the server's folder for data."}
+_WHENCE_OTHERS = "Whoever runs the server makes keys with `qwenstack keys create NAME`."
+
+
 def refuse_caller(identity: Identity, access: Access) -> HttpError | None:
     """Return what to answer somebody who may not call what takes this; None where they may."""
     if identity.may(access):
@@ -160,7 +164,8 @@ def refuse_caller(identity: Identity, access: Access) -> HttpError | None:
     if not identity.is_known:
         return HttpError(
             401,
-            "This server needs an API key: send it as `Authorization: Bearer KEY` (or as `X-Api-Key`).",
+            f"This server needs a valid API key: send one as `Authorization: Bearer KEY` (or as `X-Api-Key`). One that "
+            f"was sent is wrong, expired or revoked. {_WHENCE.get(access, _WHENCE_OTHERS)}",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )

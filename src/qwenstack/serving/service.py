@@ -34,6 +34,9 @@ from qwenstack.serving.traces import NO_TRACES, Generation, Traces
 Result = TypeVar("Result")
 
 DEFAULT_MODEL_NAME = "default"
+LATEST = ":latest"
+"""The tag with which Ollama lists a model, and which means no other one. Editors find a model there and ask for it by
+that name over OpenAI's wire: a name means the same with it on all wires."""
 MAX_ANSWERS = 64
 """Prompts times `n` of one request."""
 
@@ -177,10 +180,6 @@ class GenerationService:
         """What holds where a request says nothing."""
         return self._default_params
 
-    def is_served(self, model: str) -> bool:
-        """Whether requests may name this."""
-        return model in {self.card.id, DEFAULT_MODEL_NAME} or self._adapter_name(model) is not None
-
     def may_use(self, model: str, caller: Identity) -> bool:
         """Whether somebody may use a model of this id."""
         return caller.models is None or model in caller.models
@@ -196,8 +195,9 @@ class GenerationService:
             UnknownModelError: it is neither.
             ForbiddenModelError: the caller may not use it.
         """
-        adapter = self._adapter_name(model)
-        if adapter is None and model not in {self.card.id, DEFAULT_MODEL_NAME}:
+        name = model if self._is_served(model) else model.removesuffix(LATEST)
+        adapter = self._adapter_name(name)
+        if adapter is None and not self._is_served(name):
             known = ", ".join(repr(name) for name in self.names_for(caller)) or "none for this API key"
             text = f"The model {model[:200]!r} is not served here. This server has {known}."
             raise UnknownModelError(text, param="model", code="model_not_found")
@@ -228,7 +228,7 @@ class GenerationService:
         most = self.card.max_model_len
         if params.max_tokens is not None and params.max_tokens > most:
             if not limit.is_ceiling:
-                text = f"`{limit.field}` is {params.max_tokens}; the context has {most} tokens in all."
+                text = f"`{limit.field}` is {params.max_tokens}; the context has {most} tokens in all. Ask for less."
                 raise RequestError(text, param=limit.field, code="invalid_value")
             params = replace(params, max_tokens=None)
         for field, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
@@ -447,6 +447,9 @@ class GenerationService:
         """
         with self._limiter.reading(caller, for_answer=for_answer):
             return await self._readings.run(caller.tenant, encode)
+
+    def _is_served(self, model: str) -> bool:
+        return model in {self.card.id, DEFAULT_MODEL_NAME} or self._adapter_name(model) is not None
 
     def _adapter_name(self, model: str) -> str | None:
         name = model if model in self.adapter_names else model.removeprefix(f"{self.card.id}:")

@@ -32,8 +32,8 @@ def parse_json(data: bytes) -> object:
         value: object = msgspec.json.decode(data)
     except RecursionError:
         raise _too_deep() from None
-    except UnicodeDecodeError as error:
-        raise _malformed(f"byte {error.start} is not UTF-8") from None
+    except UnicodeDecodeError:
+        raise _malformed(f"byte {_first_wrong_byte(data)} is not UTF-8") from None
     except msgspec.MsgspecError as error:
         raise _malformed(_reason(error, data)) from None
     if _may_exceed_limits(data):
@@ -54,6 +54,14 @@ def parse_json_object(text: str, param: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise RequestError(f"`{param}` is not a JSON object.", param=param, code="invalid_value")
     return cast("dict[str, object]", value)
+
+
+def _first_wrong_byte(data: bytes) -> int:
+    """Return where bytes stop being UTF-8; msgspec counts from the beginning of a string."""
+    try:
+        return len(data.decode())
+    except UnicodeDecodeError as error:
+        return error.start
 
 
 def _check_number_of_containers(data: bytes) -> None:

@@ -162,7 +162,9 @@ def _engine_of(url: str) -> Engine:
             parsed, pool_pre_ping=not is_sqlite, connect_args={} if is_sqlite else _POSTGRES_ARGUMENTS
         )
     except (NoSuchModuleError, ModuleNotFoundError):
-        raise ConfigError("The driver for PostgreSQL is missing: install `qwenstack[postgres]`.") from None
+        raise ConfigError(
+            "The driver for PostgreSQL is missing: install it with `.venv/bin/pip install -e '.[postgres]'`."
+        ) from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

@@ -483,7 +483,7 @@ except MissingExtraError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert "pip install 'qwenstack[grpc]'" in done.stdout
+    assert ".venv/bin/pip install -e '.[grpc]'" in done.stdout
 
 
 @pytest.fixture(scope="module")

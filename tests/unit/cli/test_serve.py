@@ -52,7 +52,7 @@ def test_traces_without_their_packages_are_refused_with_the_command_to_get_them(
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     monkeypatch.delitem(sys.modules, "qwenstack.serving.otel", raising=False)
     assert main(["serve", "--port", "0"]) == 2
-    assert "pip install 'qwenstack[otel]'" in capsys.readouterr().err
+    assert ".venv/bin/pip install -e '.[otel]'" in capsys.readouterr().err
 
 
 def test_options_that_were_not_used_leave_the_settings_alone():

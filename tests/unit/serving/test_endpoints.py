@@ -40,6 +40,20 @@ async def test_generate_takes_the_prompt_for_one_user_message(client: httpx.Asyn
     assert (await client.post("/qwen3/generate", json={"prompt": "hi", "max_length": 4})).json() == {"output": "echo"}
 
 
+@pytest.mark.parametrize("name", ["toy/echo:latest", "default:latest", "pirate:latest", "toy/echo:pirate:latest"])
+async def test_a_name_that_ollama_lists_is_known_on_all_wires(
+    client: httpx.AsyncClient, llm: ToyLLM, name: str
+) -> None:
+    llm.adapters = ("pirate",)
+    turns = {"model": name, "messages": [{"role": "user", "content": "x"}]}
+    assert (await client.post("/v1/chat/completions", json=turns)).status_code == 200
+    assert (await client.post("/v1/messages", json=turns | {"max_tokens": 3})).status_code == 200
+    assert (await client.post("/api/chat", json=turns)).status_code == 200
+    assert (await client.get(f"/v1/models/{name}")).json()["id"] == ("pirate" if "pirate" in name else "toy/echo")
+    missing = await client.post("/v1/chat/completions", json=turns | {"model": "other:latest"})
+    assert (missing.status_code, "'other:latest' is not served" in missing.text) == (404, True)
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

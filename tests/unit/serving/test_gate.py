@@ -17,7 +17,7 @@ from qwenstack.core.errors import ConfigError
 from qwenstack.serving import ServeConfig, check_binding, create_app
 from qwenstack.serving.access import BodyForm, KeyRoute, body_form_of, check_routes, declared_access
 from qwenstack.serving.gate import GateRules, RequestHead
-from qwenstack.serving.identity import STRANGER, Access, KeyRing
+from qwenstack.serving.identity import STRANGER, Access, KeyRing, refuse_caller
 
 KEY = "sk-a-long-test-key"
 JSON = {"content-type": "application/json"}
@@ -449,3 +449,13 @@ async def test_sec_14_an_id_with_a_nul_is_refused_before_a_database_sees_it(
     answer = await locked.post(path, json=body, headers={"Authorization": f"Bearer {KEY}"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] in body
+
+
+@pytest.mark.parametrize(
+    ("access", "whence"), [(Access.INFERENCE, "qwenstack keys create"), (Access.ADMIN, "admin.key")]
+)
+def test_who_has_no_valid_key_is_told_whence_one_comes(access: Access, whence: str) -> None:
+    refusal = refuse_caller(STRANGER, access)
+    assert refusal is not None
+    assert "wrong, expired or revoked" in str(refusal)
+    assert whence in str(refusal)

@@ -106,3 +106,8 @@ async def test_a_lone_surrogate_is_called_by_its_name(client: httpx.AsyncClient)
     data = b'{"messages": [{"role": "user", "content": "\\ud800"}]}'
     response = await client.post("/v1/chat/completions", content=data, headers={"Content-Type": "application/json"})
     assert "lone surrogate" in response.json()["error"]["message"]
+
+
+def test_the_place_of_a_wrong_byte_is_that_in_the_body():
+    with pytest.raises(RequestError, match="byte 13 is not UTF-8"):
+        parse_json(b'{"a": ["abcde\xff"]}')

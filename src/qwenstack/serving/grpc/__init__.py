@@ -10,8 +10,8 @@ from qwenstack.core.errors import MissingExtraError
 
 if any(find_spec(name) is None for name in ("grpc", "grpc_health", "grpc_reflection")):
     raise MissingExtraError(
-        "The gRPC server needs packages that are not installed. Install them with `pip install 'qwenstack[grpc]'`, or "
-        "leave `server.grpc_port` out."
+        "The gRPC server needs packages that are not installed. In the project's folder, "
+        "`.venv/bin/pip install -e '.[grpc]'` installs them; or leave `server.grpc_port` out."
     )
 
 # Read by the library when it is imported. It would get ready for forks, with a line on standard error each time that

@@ -27,7 +27,6 @@ from qwenstack.serving.rest.endpoint import (
 from qwenstack.serving.service import AnswerLimit, GenerationJob, GenerationService, Prompt, UsageTally
 from qwenstack.serving.wire.errors import ErrorAnswer, WriteError
 from qwenstack.serving.wire.ollama import (
-    LATEST,
     AnswerTurn,
     Line,
     OllamaChatLine,
@@ -134,10 +133,9 @@ OLLAMA_STREAM = StreamForm(media_type=_LINES, ping=b"", write_error=_encode_erro
 
 
 def _options_of(service: GenerationService, body: RequestFields, request: Request) -> RequestOptions:
-    """Return whose request it is and the adapter that a name stands for, with or without the tag that clients add."""
+    """Return whose request it is, and the adapter that a name stands for."""
     caller = identity_of(request)
-    model = body.model if service.is_served(body.model) else body.model.removesuffix(LATEST)
-    return RequestOptions(tenant=caller.tenant, adapter=service.adapter_of(model, caller))
+    return RequestOptions(tenant=caller.tenant, adapter=service.adapter_of(body.model, caller))
 
 
 def _new_line(model: str) -> Line:

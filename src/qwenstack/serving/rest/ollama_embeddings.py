@@ -12,7 +12,7 @@ from qwenstack.serving.connection import PiecedResponse
 from qwenstack.serving.embedding_service import EmbeddingJob, Embeddings
 from qwenstack.serving.rest.endpoint import Backend, error_responses, identity_of, json_response, key_router
 from qwenstack.serving.rest.ollama import OllamaRoute
-from qwenstack.serving.wire.ollama import LATEST, OllamaErrorBody
+from qwenstack.serving.wire.ollama import OllamaErrorBody
 from qwenstack.serving.wire.ollama_embeddings import (
     OllamaEmbeddingsRequest,
     OllamaEmbeddingsResponse,
@@ -30,8 +30,7 @@ def ollama_embedding_routes(backend: Backend) -> APIRouter:
     responses = error_responses(400, 404, 413, 415, 500, 503, body=OllamaErrorBody)
 
     async def make(job: EmbeddingJob, model: str, request: Request) -> Embeddings:
-        name = model if backend.embeddings.is_named(model) else model.removesuffix(LATEST)
-        return await backend.embeddings.embed(job, model=name, caller=identity_of(request))
+        return await backend.embeddings.embed(job, model=model, caller=identity_of(request))
 
     @router.post("/api/embed", summary="Embed texts (Ollama)", response_model=OllamaEmbedResponse, responses=responses)
     async def embed(body: OllamaEmbedRequest, request: Request) -> Response:

@@ -7,7 +7,7 @@ from fastapi.routing import APIRouter
 
 from qwenstack.serving.rest.endpoint import Backend, error_responses, identity_of, json_response, key_router
 from qwenstack.serving.rest.ollama import OllamaRoute
-from qwenstack.serving.wire.ollama import LATEST, OllamaErrorBody, ShowRequest, VersionResponse
+from qwenstack.serving.wire.ollama import OllamaErrorBody, ShowRequest, VersionResponse
 from qwenstack.serving.wire.ollama_models import (
     RunningResponse,
     ShowResponse,
@@ -56,11 +56,10 @@ def ollama_model_routes(backend: Backend) -> APIRouter:
     async def show(body: ShowRequest, request: Request) -> Response:
         """Say what a model is and can; `default` is the one that answers."""
         caller, model, defaults = identity_of(request), body.wanted(), service.default_params
-        for name in (model, model.removesuffix(LATEST)):
-            if embeddings.is_named(name):
-                return json_response(write_shown(name, embeddings.check_model(name, caller), defaults))
-        name = model if service.is_served(model) else model.removesuffix(LATEST)
-        adapter = service.adapter_of(name, caller)
+        if embeddings.is_named(model):
+            card = embeddings.check_model(model, caller)
+            return json_response(write_shown(card.id, card, defaults))
+        adapter = service.adapter_of(model, caller)
         return json_response(write_shown(adapter or service.card.id, service.card, defaults))
 
     @router.get("/api/version", summary="Tell the version (Ollama)", response_model=VersionResponse)

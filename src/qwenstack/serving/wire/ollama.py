@@ -22,8 +22,6 @@ from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel, g
 from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar, whole_arguments
 
 MAX_MESSAGES = 1024
-LATEST = ":latest"
-"""What clients add to names without a tag."""
 
 NoImages: TypeAlias = Annotated[list[str], Field(max_length=0)] | None
 Format: TypeAlias = Literal["", "json"] | dict[str, object] | None

@@ -9,7 +9,8 @@ from typing_extensions import TypedDict
 
 from qwenstack.core.protocols import EmbedderCard, ModelCard, ModelShape
 from qwenstack.core.sampling_params import SamplingParams
-from qwenstack.serving.wire.ollama import LATEST, write_time
+from qwenstack.serving.service import LATEST
+from qwenstack.serving.wire.ollama import write_time
 
 Capability: TypeAlias = Literal["completion", "tools", "thinking", "insert", "embedding"]
 
