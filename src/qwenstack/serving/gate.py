@@ -119,6 +119,11 @@ class RequestHead:
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else self.headers.get("x-api-key")
 
+    @property
+    def is_of_a_page(self) -> bool:
+        """Whether a browser sent it, for whichever page: with anything but GET one says of which."""
+        return "origin" in self.headers or "sec-fetch-site" in self.headers
+
     def is_preflight(self) -> bool:
         """Whether a browser asks what a page of another origin may do."""
         return self.method == "OPTIONS" and "origin" in self.headers and "access-control-request-method" in self.headers
@@ -183,6 +188,8 @@ class GateRules:
                 415, "Compressed request bodies are not read; send plain JSON.", code="unsupported_encoding"
             )
         kind = head.headers.get("content-type", "")
+        if kind == "" and form is BodyForm.JSON and not head.is_of_a_page:
+            kind = _JSON  # as some clients of Ollama's leave it out
         if head.method in BODY_METHODS and form is not None and not _suits(kind, form):
             text = f"Content type {kind[:100]!r} is not read here; send {_WANTED[form]}."
             return HttpError(415, text, code="unsupported_media_type")
@@ -254,6 +261,7 @@ def _strip_port(host: str) -> str | None:
     return name if is_plain and bare.isascii() else None
 
 
+_JSON = "application/json"
 _WANTED: Mapping[BodyForm, str] = {
     BodyForm.JSON: "`Content-Type: application/json` in UTF-8",
     BodyForm.NONE: "no body, or `Content-Type: application/json`",
@@ -271,7 +279,7 @@ def _suits(content_type: str, form: BodyForm) -> bool:
 def _is_json(content_type: str) -> bool:
     kind, _, parameters = content_type.partition(";")
     charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    return kind.strip().lower() == "application/json" and charset in {"", "utf-8", "utf8"}
+    return kind.strip().lower() == _JSON and charset in {"", "utf-8", "utf8"}
 
 
 class RequestIds:

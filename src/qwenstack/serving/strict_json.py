@@ -51,6 +51,26 @@ def parse_json_object(text: str, param: str) -> dict[str, object]:
         value = parse_json(text.encode())
     except RequestError as error:
         raise RequestError(f"`{param}`: {error}", param=param, code="invalid_value") from error
+    return _as_object(value, param)
+
+
+def parse_call_arguments(text: str, param: str) -> dict[str, object] | str:
+    """Read the arguments of a call that the model made in an earlier turn.
+
+    Returns:
+        them by name; where they are not JSON, as of a call that was cut off, the text that they are.
+
+    Raises:
+        RequestError: they are JSON, but no object; `param` is named.
+    """
+    try:
+        value = parse_json(text.encode() or b"{}")
+    except RequestError:
+        return text
+    return _as_object(value, param)
+
+
+def _as_object(value: object, param: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise RequestError(f"`{param}` is not a JSON object.", param=param, code="invalid_value")
     return cast("dict[str, object]", value)

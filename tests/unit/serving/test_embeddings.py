@@ -327,6 +327,17 @@ async def test_ollamas_wire_gives_the_same_vectors(client: httpx.AsyncClient) ->
     assert one["embedding"] == answer["embeddings"][0]
 
 
+async def test_options_that_langchain_sends_empty_are_none(client: httpx.AsyncClient) -> None:
+    names = "mirostat mirostat_eta mirostat_tau num_ctx num_gpu num_thread repeat_last_n repeat_penalty temperature"
+    options = dict.fromkeys([*names.split(), "stop", "tfs_z", "top_k", "top_p"])
+    for path, body in (("/api/embed", {"input": ["a"]}), ("/api/generate", {"prompt": "a", "stream": False})):
+        for chosen in (options, {"mirostat": 0, "tfs_z": 1.0, "typical_p": 1, "repeat_last_n": -1}):
+            answer = await client.post(path, json={"model": "default", **body, "options": chosen})
+            assert answer.status_code == 200
+        refused = await client.post(path, json={"model": "default", **body, "options": {"mirostat": 2}})
+        assert refused.status_code == 400
+
+
 async def test_ollamas_wire_describes_the_model(client: httpx.AsyncClient, embedder: ToyEmbedder) -> None:
     names = [model["name"] for model in (await client.get("/api/tags")).json()["models"]]
     assert names == ["toy/echo:latest", f"{CARD.id}:latest"]

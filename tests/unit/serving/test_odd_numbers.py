@@ -66,3 +66,15 @@ async def test_sec_08_a_token_that_there_is_not_is_refused(client: httpx.AsyncCl
     answer = await client.post("/v1/completions", json={"prompt": [1, token]})
     assert answer.status_code == 400, answer.text
     assert not llm.prompts
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("odd", [0, 0.0, 1, "false", []])
+async def test_a_number_is_no_switch(client: httpx.AsyncClient, odd: object) -> None:
+    for path, body in (
+        ("/v1/chat/completions", {**CHAT, "store": odd}),
+        ("/v1/responses", {"input": "x", "store": False, "stream_options": {"include_obfuscation": odd}}),
+        ("/api/chat", {"model": "default", **CHAT, "stream": False, "options": {"penalize_newline": odd}}),
+        ("/api/chat", {"model": "default", **CHAT, "stream": False, "options": {"mirostat": odd is True}}),
+    ):
+        assert (await client.post(path, json=body)).status_code == 400, path

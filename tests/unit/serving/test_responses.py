@@ -216,7 +216,7 @@ async def test_formats_and_effort_become_what_chat_makes_of_them(ask: AsyncOpenA
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
         ({"input": []}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0]"),
-        ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "["}]}, "input[0].arguments"),
+        ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "[]"}]}, "input[0].arguments"),
         ({"background": True, "store": False}, "background"),
         ({"previous_response_id": "resp_nothing"}, "previous_response_id"),
         ({"truncation": "auto"}, "truncation"),
@@ -348,7 +348,7 @@ async def test_a_wrong_item_behind_an_earlier_response_has_the_number_that_the_r
     async with serving(llm, database) as connect:
         ask = connect("any")
         earlier = await ask.responses.create(model="default", input="x")
-        wrong: Any = [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "["}]
+        wrong: Any = [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "[]"}]
         with pytest.raises(openai.BadRequestError) as refused:
             await ask.responses.create(model="default", input=wrong, previous_response_id=earlier.id)
         assert refused.value.param == "input[0].arguments"

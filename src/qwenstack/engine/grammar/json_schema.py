@@ -7,7 +7,8 @@ name. A schema is JSON from an untrusted caller.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, cast
 
 import msgspec
@@ -27,6 +28,15 @@ _DATE = (
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _PATTERN_OF_FORMAT = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 """RFC 3339 without what only some calendars and readers have: February 29th and later, the year 0, leap seconds."""
+
+_FORMATS = frozenset(
+    {"date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6", "uuid"}
+    | {"uri", "uri-reference", "iri", "iri-reference", "uri-template", "json-pointer", "relative-json-pointer", "regex"}
+)
+"""Those of draft 2020-12 (validation, section 7.3); others are remarks of whoever made them up (7.2)."""
+
+MAX_TAGS = 64
+"""Properties, and values of one, that are looked at to tell the branches of a `oneOf` apart."""
 
 _HOLDS = Literal["value", "schema", "schemas", "named schemas"]
 _KEYWORDS: Mapping[str, _HOLDS] = {
@@ -87,18 +97,21 @@ def parse_json(text: str, what: str) -> Json:
     return value
 
 
-def check_schema(schema: Json, place: str = "#", *, root: str = "#", depth: int = 0) -> Json:
+def check_schema(schema: Json, *, root: str = "#", depth: int = 0) -> Json:
     """Return a schema without its remarks, its references moved below `root`.
 
     Args:
         schema: what the caller sent.
-        place: where it stands, for the error.
         root: where the schema's own root will stand in the one that is compiled.
         depth: schemas around this one.
 
     Raises:
         GrammarRefusal: it is not a schema, nested too deep, or has a keyword that cannot be held to.
     """
+    return _check_schema(schema, "#", whole=schema, root=root, depth=depth)
+
+
+def _check_schema(schema: Json, place: str, *, whole: Json, root: str, depth: int) -> Json:
     if isinstance(schema, bool):
         return schema
     if not isinstance(schema, dict):
@@ -110,12 +123,12 @@ def check_schema(schema: Json, place: str = "#", *, root: str = "#", depth: int 
         if is_remark(keyword):
             continue
         below = f"{place}/{keyword}"
-        checked[keyword] = _check_keyword(keyword, value, below, root=root, depth=depth)
+        checked[keyword] = _check_keyword(keyword, value, below, whole=whole, root=root, depth=depth)
     _check_num_properties(checked, place)
-    pattern = _PATTERN_OF_FORMAT.get(str(checked.get("format")))
-    if pattern is not None and "pattern" not in checked:
-        del checked["format"]
-        checked["pattern"] = pattern
+    _check_format(checked)
+    branches = schema.get("oneOf")
+    if isinstance(branches, list) and "anyOf" not in checked and _are_told_apart(branches, whole):
+        checked["anyOf"] = checked.pop("oneOf")  # the same then; behind `$ref` the matcher does not see that it is
     return checked
 
 
@@ -130,7 +143,7 @@ def schema_lark(schema: Json) -> str:
     return f"%json {json.dumps(whole)}"
 
 
-def _check_keyword(keyword: str, value: Json, place: str, *, root: str, depth: int) -> Json:
+def _check_keyword(keyword: str, value: Json, place: str, *, whole: Json, root: str, depth: int) -> Json:
     if keyword == "uniqueItems" and value is False:
         return False
     holds = _KEYWORDS.get(keyword)
@@ -140,16 +153,22 @@ def _check_keyword(keyword: str, value: Json, place: str, *, root: str, depth: i
         )
     if keyword == "$ref":
         return _moved_reference(value, place, root)
+    check = partial(_check_schema, whole=whole, root=root, depth=depth + 1)
     if holds == "schema":
-        return check_schema(value, place, root=root, depth=depth + 1)
+        return check(value, place)
     if holds == "schemas":
         if not isinstance(value, list):
             raise GrammarRefusal(f"The JSON schema has no list at `{place}`.")
-        return [check_schema(one, f"{place}/{i}", root=root, depth=depth + 1) for i, one in enumerate(value)]
+        return [
+            _check_schema(one, f"{place}/{i}", whole=whole, root=root, depth=depth + 1) for i, one in enumerate(value)
+        ]
     if holds == "named schemas":
         if not isinstance(value, dict):
             raise GrammarRefusal(f"The JSON schema has no object at `{place}`.")
-        return {key: check_schema(one, f"{place}/{key}", root=root, depth=depth + 1) for key, one in value.items()}
+        return {
+            key: _check_schema(one, f"{place}/{key}", whole=whole, root=root, depth=depth + 1)
+            for key, one in value.items()
+        }
     return value
 
 
@@ -174,6 +193,60 @@ def _check_num_properties(schema: dict[str, Json], place: str) -> None:
             f"The JSON schema asks for {least} properties at `{place}/minProperties`; at most 1, or as many as are "
             "`required`, can be held to."
         )
+
+
+def _check_format(schema: dict[str, Json]) -> None:
+    """Write a format as a pattern where we have one, and drop one that is nobody's but the caller's."""
+    named = schema.get("format")
+    pattern = _PATTERN_OF_FORMAT.get(str(named))
+    if isinstance(named, str) and named not in _FORMATS:
+        del schema["format"]
+    elif pattern is not None and "pattern" not in schema:
+        del schema["format"]
+        schema["pattern"] = pattern
+
+
+def _are_told_apart(branches: Sequence[Json], whole: Json) -> bool:
+    """Whether all branches require one property of which each has texts of its own, as of a discriminated union."""
+    tags = [_tags_of(_resolved(branch, whole)) for branch in branches]
+    shared = set[str].intersection(*map(set[str], tags)) if tags else set[str]()
+    return any(_are_disjoint([tag[name] for tag in tags]) for name in shared)
+
+
+def _are_disjoint(sets: Sequence[frozenset[str]]) -> bool:
+    return len(frozenset[str]().union(*sets)) == sum(map(len, sets))
+
+
+def _tags_of(schema: Json) -> Mapping[str, frozenset[str]]:
+    """Return the texts that an object's required properties may have, of those that are bound to some."""
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        return {}
+    required, properties = schema.get("required"), schema.get("properties")
+    if not isinstance(required, list) or not isinstance(properties, dict):
+        return {}
+    texts = {name: _texts_of(properties.get(name)) for name in required[:MAX_TAGS] if isinstance(name, str)}
+    return {name: bound for name, bound in texts.items() if bound}
+
+
+def _texts_of(schema: Json) -> frozenset[str]:
+    if not isinstance(schema, dict):
+        return frozenset()
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not isinstance(values, list) or len(values) > MAX_TAGS:
+        return frozenset()
+    texts = frozenset(value for value in values if isinstance(value, str))
+    return texts if len(texts) == len(values) else frozenset()
+
+
+def _resolved(schema: Json, whole: Json) -> Json:
+    """Follow a reference once; what stands beside it can only narrow what it says."""
+    reference = schema.get("$ref") if isinstance(schema, dict) else None
+    if not isinstance(reference, str):
+        return schema
+    found = whole
+    for name in reference.split("/")[1:]:
+        found = found.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found
 
 
 def _nodes(value: Json) -> Iterator[None]:

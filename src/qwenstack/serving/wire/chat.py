@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal, NotRequired, TypeVar
 
 from pydantic import Field
@@ -13,10 +14,10 @@ from qwenstack.core.grammar import Grammar
 from qwenstack.core.messages import Message, Role, ToolCall, content_is_missing
 from qwenstack.core.outputs import CompletionOutput, FinishReason, OutputDelta, ToolCallDelta
 from qwenstack.core.sampling_params import MAX_LOGPROBS
-from qwenstack.serving.strict_json import parse_json_object
+from qwenstack.serving.strict_json import parse_call_arguments
 from qwenstack.serving.wire.effort import Effort, budget_of, thinks_at
 from qwenstack.serving.wire.logprobs import ChatLogprobs
-from qwenstack.serving.wire.sampling import MAX_TOKENS, SamplingFields, Usage, WireFinishReason, WireModel
+from qwenstack.serving.wire.sampling import MAX_TOKENS, OnlyFalse, SamplingFields, Usage, WireFinishReason, WireModel
 from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar
 
 MAX_MESSAGES = 1024
@@ -47,7 +48,7 @@ class FunctionCallRequest(WireModel):
 
     name: str
     arguments: str
-    """A JSON object, as text; empty: none."""
+    """A JSON object, as text; empty: none. What is no JSON, as of a call that was cut off, is shown as it is."""
     parsed_arguments: object = None
     """Accepted and ignored: OpenAI's client adds it to the answers that it parsed."""
 
@@ -95,7 +96,7 @@ class ChatMessageRequest(WireModel):
         """Translate into the words of the core.
 
         Raises:
-            RequestError: the content is missing, or a tool call's arguments are no JSON object.
+            RequestError: the content is missing, or a tool call's arguments are JSON, but no object.
         """
         if self.content is None and self.role != "assistant":
             raise content_is_missing(f"messages[{index}]", self.role)
@@ -104,8 +105,8 @@ class ChatMessageRequest(WireModel):
             ToolCall(
                 id=call.id,
                 name=call.function.name,
-                arguments=parse_json_object(
-                    call.function.arguments or "{}", f"messages[{index}].tool_calls[{number}].function.arguments"
+                arguments=parse_call_arguments(
+                    call.function.arguments, f"messages[{index}].tool_calls[{number}].function.arguments"
                 ),
             )
             for number, call in enumerate(self.tool_calls or ())
@@ -222,7 +223,7 @@ class ChatCompletionRequest(SamplingFields):
     from `high` no limit."""
     metadata: dict[str, str] | None = Field(None, max_length=16)
     """Accepted and ignored."""
-    store: Literal[False] | None = None
+    store: OnlyFalse | None = None
     """Nothing is stored."""
     service_tier: Literal["auto", "default"] | None = None
     """Accepted and ignored."""
@@ -451,8 +452,17 @@ def write_delta(delta: OutputDelta) -> AnswerDelta:
     if delta.text:
         written["content"] = delta.text
     if delta.tool_calls:
-        written["tool_calls"] = [_write_call_delta(call) for call in delta.tool_calls]
+        written["tool_calls"] = [_write_call_delta(call) for call in _joined(delta.tool_calls)]
     return written
+
+
+def _joined(deltas: Sequence[ToolCallDelta]) -> list[ToolCallDelta]:
+    """Join the deltas of one call: many clients read no more than the first of a chunk, and would lose the rest."""
+    joined: dict[int, ToolCallDelta] = {}
+    for delta in deltas:
+        before = joined.get(delta.index)
+        joined[delta.index] = delta if before is None else replace(before, arguments=before.arguments + delta.arguments)
+    return list(joined.values())
 
 
 def _write_call_delta(call: ToolCallDelta) -> ToolCallAnswerDelta:

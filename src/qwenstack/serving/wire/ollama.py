@@ -18,7 +18,7 @@ from qwenstack.core.sampling_params import MAX_SEED, MAX_STOP_STRINGS
 from qwenstack.serving.service import UsageTally
 from qwenstack.serving.wire.effort import budget_of
 from qwenstack.serving.wire.errors import ErrorAnswer
-from qwenstack.serving.wire.sampling import MAX_TOKENS, StopString, WireModel, given
+from qwenstack.serving.wire.sampling import MAX_TOKENS, OnlyTrue, StopString, WireModel, given
 from qwenstack.serving.wire.tools import MAX_TOOLS, new_call_id, schema_grammar, tools_grammar, whole_arguments
 
 MAX_MESSAGES = 1024
@@ -52,6 +52,24 @@ class Options(WireModel):
     use_mmap: bool | None = None
     use_mlock: bool | None = None
     low_vram: bool | None = None
+    f16_kv: bool | None = None
+    vocab_only: bool | None = None
+    logits_all: bool | None = None
+    embedding_only: bool | None = None
+    repeat_last_n: int | None = Field(None, ge=-1, le=-1)
+    """-1, the whole context: repetition is looked at in all of it."""
+    penalize_newline: OnlyTrue | None = None
+    """A line end is a token like others."""
+    mirostat: int | None = Field(None, ge=0, le=0)
+    """0: off."""
+    mirostat_tau: float | None = None
+    """Says nothing without `mirostat`."""
+    mirostat_eta: float | None = None
+    """Says nothing without `mirostat`."""
+    tfs_z: float | None = Field(None, ge=1, le=1)
+    """1: off."""
+    typical_p: float | None = Field(None, ge=1, le=1)
+    """1: off."""
 
     def sampling_changes(self) -> dict[str, object]:
         """Return what the options give, by `SamplingParams` name.

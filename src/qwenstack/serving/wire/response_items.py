@@ -9,9 +9,8 @@ from typing import Annotated, Literal, TypeAlias, cast
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
-from qwenstack.core.errors import RequestError
 from qwenstack.core.messages import Message, Role, ToolCall
-from qwenstack.serving.strict_json import parse_json
+from qwenstack.serving.strict_json import parse_call_arguments
 from qwenstack.serving.wire.sampling import WireModel
 
 MAX_ITEMS = 1024
@@ -154,7 +153,7 @@ def to_messages(
     What the assistant thought, said and called between two other items is one message.
 
     Raises:
-        RequestError: a call's arguments are no JSON object.
+        RequestError: a call's arguments are JSON, but no object.
     """
     messages = [Message(role="system", content=instructions)] if instructions else []
     turn = _AssistantTurn()
@@ -200,13 +199,7 @@ def _other_message(item: MessageItem | FunctionCallOutputItem) -> Message:
 
 
 def _read_call(item: FunctionCallItem, param: str) -> ToolCall:
-    try:
-        arguments = parse_json(item.arguments.encode())
-    except RequestError as error:
-        raise RequestError(f"`{param}`: {error}", param=param, code="invalid_value") from error
-    if not isinstance(arguments, dict):
-        raise RequestError(f"`{param}` is not a JSON object.", param=param, code="invalid_value")
-    return ToolCall(id=item.call_id, name=item.name, arguments=cast("dict[str, object]", arguments))
+    return ToolCall(id=item.call_id, name=item.name, arguments=parse_call_arguments(item.arguments, param))
 
 
 _ID_PREFIXES: Mapping[str, str] = {

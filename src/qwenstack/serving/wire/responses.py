@@ -16,7 +16,7 @@ from qwenstack.serving.service import DEFAULT_MODEL_NAME, UsageTally
 from qwenstack.serving.wire.chat import FunctionName, JsonObjectFormat, TextFormat
 from qwenstack.serving.wire.effort import Effort, budget_of, thinks_at
 from qwenstack.serving.wire.response_items import InputItem, InputItems, MessageItem
-from qwenstack.serving.wire.sampling import ID_PATTERN, MAX_TOKENS, WireModel, given
+from qwenstack.serving.wire.sampling import ID_PATTERN, MAX_TOKENS, OnlyFalse, WireModel, given
 from qwenstack.serving.wire.tools import MAX_TOOLS, schema_grammar, tools_grammar
 
 
@@ -93,7 +93,7 @@ class ReasoningConfig(WireModel):
 class ResponseStreamOptions(WireModel):
     """How the stream is to be written."""
 
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: OnlyFalse | None = None
     """Nothing is added to events."""
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticKnownError
 from typing_extensions import TypedDict
 
 from qwenstack.core.errors import RequestError
@@ -40,6 +41,16 @@ _PLAIN_FIELDS = (
     "seed",
     "n",
 )
+
+
+def _must_be_bool(value: object) -> object:
+    if not isinstance(value, bool):  # to Python, 0 and 0.0 are the same as false
+        raise PydanticKnownError("bool_type")
+    return value
+
+
+OnlyFalse: TypeAlias = Annotated[Literal[False], BeforeValidator(_must_be_bool)]
+OnlyTrue: TypeAlias = Annotated[Literal[True], BeforeValidator(_must_be_bool)]
 
 
 class WireModel(BaseModel):

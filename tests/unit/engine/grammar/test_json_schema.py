@@ -10,6 +10,7 @@ from support.random_schemas import random_schema
 
 from qwenstack.core.errors import RequestError
 from qwenstack.core.grammar import Grammar
+from qwenstack.engine.grammar.json_schema import check_schema
 from qwenstack.engine.grammar.lark_source import lark_of
 from qwenstack.engine.grammar.refusal import GrammarRefusal
 
@@ -81,7 +82,7 @@ def test_the_matcher_cannot_be_told_to_look_away():
     [
         ({"$ref": "https://example.com/schema"}, "only references into itself"),
         ({"$ref": "#/$defs/missing"}, "/\\$defs/missing"),
-        ({"type": "string", "format": "phone"}, "phone"),
+        ({"type": "string", "format": "iri"}, "iri"),
         ({"type": "object", "minProperties": 3}, "minProperties"),
         ({"properties": []}, "#/properties"),
         ({"items": [{}]}, "#/items"),
@@ -111,3 +112,34 @@ def test_remarks_change_nothing():
         {"$schema": "x", "title": "T", "type": "object", "properties": {"a": {"type": "integer", "default": 3}}}
     )
     assert lark_of(plain) == lark_of(remarked)
+
+
+def _union(*, required: bool = True, names: tuple[str, str] = ("cat", "dog")) -> dict:
+    def kind(name: str) -> dict:
+        fields = {"kind": {"const": name, "type": "string"}, "age": {"type": "integer"}}
+        return {"type": "object", "properties": fields, "required": ["kind", "age"] if required else ["age"]}
+
+    return {
+        "oneOf": [{"$ref": "#/$defs/a~1b"}, {"$ref": "#/$defs/b"}],
+        "$defs": {"a/b": kind(names[0]), "b": kind(names[1])},
+    }
+
+
+@pytest.mark.parametrize("root", ["#", "#/$defs/arguments"])
+def test_a_discriminated_union_is_held_to_behind_its_references(root: str):
+    checked = check_schema(_union(), root=root)
+    assert isinstance(checked, dict)
+    assert "oneOf" not in checked
+    assert [branch["$ref"] for branch in checked["anyOf"]] == [f"{root}/$defs/a~1b", f"{root}/$defs/b"]
+
+
+@pytest.mark.parametrize(
+    "union", [_union(required=False), _union(names=("cat", "cat")), {"oneOf": [True, {}]}, {"oneOf": []}]
+)
+def test_branches_that_may_both_fit_stay_one_of(union: dict):
+    assert "oneOf" in check_schema(union)
+
+
+def test_formats_that_no_standard_knows_are_remarks():
+    assert check_schema({"type": "string", "format": "password"}) == {"type": "string"}
+    assert check_schema({"type": "string", "format": "uri"}) == {"type": "string", "format": "uri"}
