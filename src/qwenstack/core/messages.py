@@ -18,8 +18,8 @@ class ToolCall:
     """A function call that the model asked for."""
 
     name: str
-    arguments: Mapping[str, object] | str
-    """Arguments by parameter name, already parsed from JSON; as text where they are none."""
+    arguments: Mapping[str, object]
+    """Arguments by parameter name, already parsed from JSON."""
     id: str = ""
 
 

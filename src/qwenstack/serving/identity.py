@@ -62,7 +62,7 @@ class Identity:
     @property
     def line(self) -> str:
         """In whose line the work waits: a tenant has one for all its keys, and the local administrator its own."""
-        return self.tenant or self.account
+        return f"tenant:{self.tenant}" if self.tenant else self.account
 
     @property
     def is_known(self) -> bool:

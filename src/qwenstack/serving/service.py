@@ -230,7 +230,7 @@ class GenerationService:
             if not limit.is_ceiling:
                 text = f"`{limit.field}` is {params.max_tokens}; the context has {most} tokens in all. Ask for less."
                 raise RequestError(text, param=limit.field, code="invalid_value")
-            params = replace(params, max_tokens=None)
+            params = replace(params, max_tokens=most)
         for field, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             self._check_token_ids(token_ids, field)
         return params
@@ -459,10 +459,11 @@ class GenerationService:
         request_id = job.request_id if len(job.prompts) == 1 else f"{job.request_id}-{prompt_index}"
         prompt_ids = job.prompts[prompt_index].token_ids
         timer = RequestTimer(self._metrics, tenant=job.options.tenant, num_prompt_tokens=len(prompt_ids))
-        unfinished = job.params.n
+        unfinished, is_ceiling = job.params.n, job.limit.is_ceiling
         try:
             with self._traces.generation(self._told(job, prompt_index, request_id)) as span:
-                deltas = self._llm.generate(prompt_ids, job.params, request_id=request_id, options=job.options)
+                params = _lowered(job.params, self.card.max_model_len - len(prompt_ids)) if is_ceiling else job.params
+                deltas = self._llm.generate(prompt_ids, params, request_id=request_id, options=job.options)
                 async with aclosing(deltas):
                     async for delta in deltas:
                         timer.note(delta)
@@ -504,12 +505,13 @@ class GenerationService:
             RequestError: there is no room for what it asks.
         """
         most, asked = self.card.max_model_len, job.params.max_tokens
-        num_prompt = max(len(prompt.token_ids) for prompt in job.prompts)
+        lengths = [len(prompt.token_ids) for prompt in job.prompts]
+        if job.limit.is_ceiling:
+            return replace(job, params=_lowered(job.params, most - min(lengths)))
+        num_prompt = max(lengths)
         room = most - num_prompt
         if asked is None or asked <= room:
             return job
-        if job.limit.is_ceiling:
-            return replace(job, params=replace(job.params, max_tokens=room))
         raise RequestError(
             f"The prompt has {num_prompt} tokens and `{job.limit.field}` is {asked}, together more than the {most} of "
             f"this model's context. Ask for at most {room}, or send a shorter prompt.",
@@ -538,6 +540,11 @@ class GenerationService:
                     param=field,
                     code="invalid_value",
                 )
+
+
+def _lowered(params: SamplingParams, room: int) -> SamplingParams:
+    """Lower the limit of an answer to what there is room for."""
+    return params if params.max_tokens is None else replace(params, max_tokens=min(params.max_tokens, room))
 
 
 def _in_wire_words(error: RequestError, params: SamplingParams) -> RequestError:

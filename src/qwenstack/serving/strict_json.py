@@ -54,11 +54,12 @@ def parse_json_object(text: str, param: str) -> dict[str, object]:
     return _as_object(value, param)
 
 
-def parse_call_arguments(text: str, param: str) -> dict[str, object] | str:
+def parse_call_arguments(text: str, param: str) -> dict[str, object]:
     """Read the arguments of a call that the model made in an earlier turn.
 
     Returns:
-        them by name; where they are not JSON, as of a call that was cut off, the text that they are.
+        them by name; where they are not JSON, as of a call that was cut off, their text as `not_json`: whoever made the
+        call sees what was wrong with it, whatever its template does with arguments.
 
     Raises:
         RequestError: they are JSON, but no object; `param` is named.
@@ -66,7 +67,7 @@ def parse_call_arguments(text: str, param: str) -> dict[str, object] | str:
     try:
         value = parse_json(text.encode() or b"{}")
     except RequestError:
-        return text
+        return {"not_json": text}
     return _as_object(value, param)
 
 

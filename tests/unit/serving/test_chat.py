@@ -8,7 +8,7 @@ from toy_llm import FULL, ToyLLM
 
 from qwenstack.core.errors import EngineError
 from qwenstack.core.outputs import OutputDelta, ToolCallDelta
-from qwenstack.serving.wire.chat import ChatCompletionRequest, write_delta
+from qwenstack.serving.wire.chat import ChatCompletionRequest, write_deltas
 
 pytestmark = pytest.mark.anyio
 
@@ -75,19 +75,21 @@ async def test_what_openais_client_adds_to_an_answer_may_come_back(client: httpx
     assert (await client.post(URL, json=body | {"safety_identifier": "s"})).status_code == 200
 
 
-def test_deltas_of_one_call_are_one_in_a_chunk() -> None:
+def test_a_chunk_has_one_piece_of_one_call() -> None:
     deltas = [
         ToolCallDelta(index=0, name="f", arguments='{"ci'),
         ToolCallDelta(index=0, arguments='ty":'),
         ToolCallDelta(index=1, name="g", arguments=""),
         ToolCallDelta(index=1, arguments="{}"),
     ]
-    written = write_delta(OutputDelta(request_id="r", index=0, tool_calls=deltas))
-    calls = written.get("tool_calls", [])
+    written = write_deltas(OutputDelta(request_id="r", index=0, text="x", tool_calls=deltas))
+    calls = [call for delta in written for call in delta.get("tool_calls", [])]
     assert [(call["index"], call["function"].get("name"), call["function"]["arguments"]) for call in calls] == [
         (0, "f", '{"city":'),
         (1, "g", "{}"),
     ]
+    assert [delta.get("content") for delta in written] == ["x", None]
+    assert write_deltas(OutputDelta(request_id="r", index=0)) == []
 
 
 async def test_a_call_that_was_cut_off_may_come_back(client: httpx.AsyncClient, llm: ToyLLM) -> None:

@@ -201,6 +201,11 @@ async def test_a_limit_that_nobody_set_or_that_is_a_ceiling_gives_way(
     assert (await client.post(path, json={**body, "stream": False})).status_code == 200
 
 
+async def test_each_prompt_has_the_room_that_it_leaves(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/completions", json={"prompt": ["x" * 510, "x"], "logprobs": 0})
+    assert [len(choice["logprobs"]["tokens"]) for choice in answer.json()["choices"]] == [2, 8]
+
+
 async def test_texts_to_embed_are_charged_as_prompts_are(llm: ToyLLM) -> None:
     embedder = ToyEmbedder()
     app = create_app(llm, ServeConfig(limits=Limits(tokens_per_minute=100)), embedder=embedder)

@@ -101,7 +101,7 @@ def openai_message(message: Message) -> dict[str, Any]:
         fields["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
         fields["tool_calls"] = [
-            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": dict(call.arguments)}}
             for call in message.tool_calls
         ]
     if message.tool_call_id is not None:

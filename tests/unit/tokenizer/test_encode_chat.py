@@ -50,11 +50,10 @@ def with_template(tiny_metadata: Mapping[str, object]) -> Callable[[str], Tokeni
 def conversation(text: str, name: str) -> tuple[list[Message], list[dict[str, object]]]:
     """Put one text wherever a caller's text can stand."""
     call = ToolCall(name=f"f{name}", arguments={f"k{text}": text, "deep": [{"x": text}]}, id=text)
-    cut_off = ToolCall(name="g", arguments=f'{{"k": "{text}', id="2")
     messages = [
         Message(role="system", content=f"S{text}"),
         Message(role="user", content=text),
-        Message(role="assistant", content=f"A{name}", reasoning_content=f"R{name}", tool_calls=[call, cut_off]),
+        Message(role="assistant", content=f"A{name}", reasoning_content=f"R{name}", tool_calls=[call]),
         Message(role="tool", content=text, tool_call_id=text),
         Message(role="user", content=f"{text}Q"),
     ]

@@ -108,7 +108,8 @@ def check_schema(schema: Json, *, root: str = "#", depth: int = 0) -> Json:
     Raises:
         GrammarRefusal: it is not a schema, nested too deep, or has a keyword that cannot be held to.
     """
-    return _check_schema(schema, "#", whole=schema, root=root, depth=depth)
+    whole = schema if _may_rename(schema) else None
+    return _check_schema(schema, "#", whole=whole, root=root, depth=depth)
 
 
 def _check_schema(schema: Json, place: str, *, whole: Json, root: str, depth: int) -> Json:
@@ -128,7 +129,7 @@ def _check_schema(schema: Json, place: str, *, whole: Json, root: str, depth: in
     _check_format(checked)
     branches = schema.get("oneOf")
     if isinstance(branches, list) and "anyOf" not in checked and _are_told_apart(branches, whole):
-        checked["anyOf"] = checked.pop("oneOf")  # the same then; behind `$ref` the matcher does not see that it is
+        checked["anyOf"] = checked.pop("oneOf")  # the same then; behind references the matcher does not see that it is
     return checked
 
 
@@ -206,8 +207,17 @@ def _check_format(schema: dict[str, Json]) -> None:
         schema["pattern"] = pattern
 
 
+def _may_rename(schema: Json) -> bool:
+    """Whether no reference leads through a `oneOf`, or is written in a way that only the matcher resolves."""
+    references = (node.get("$ref") for node in _nodes(schema) if isinstance(node, dict))
+    return not any(isinstance(each, str) and ("/oneOf" in each or "%" in each) for each in references)
+
+
 def _are_told_apart(branches: Sequence[Json], whole: Json) -> bool:
-    """Whether all branches require one property of which each has texts of its own, as of a discriminated union."""
+    """Whether all branches require one property of which each has texts of its own, as of a discriminated union.
+
+    Without a `whole` schema no reference is followed.
+    """
     tags = [_tags_of(_resolved(branch, whole)) for branch in branches]
     shared = set[str].intersection(*map(set[str], tags)) if tags else set[str]()
     return any(_are_disjoint([tag[name] for tag in tags]) for name in shared)
@@ -249,11 +259,11 @@ def _resolved(schema: Json, whole: Json) -> Json:
     return found
 
 
-def _nodes(value: Json) -> Iterator[None]:
+def _nodes(value: Json) -> Iterator[Json]:
     pending = [value]
     while pending:
         one = pending.pop()
-        yield None
+        yield one
         if isinstance(one, list):
             pending.extend(one)
         elif isinstance(one, dict):

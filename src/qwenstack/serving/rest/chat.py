@@ -29,7 +29,7 @@ from qwenstack.serving.wire.chat import (
     ChatCompletionChunk,
     ChatCompletionRequest,
     chat_finish_reason,
-    write_delta,
+    write_deltas,
     write_message,
 )
 from qwenstack.serving.wire.logprobs import ChatLogprobs, write_chat_logprobs
@@ -130,11 +130,13 @@ async def stream_chat(
                 opened.add(piece.delta.index)
                 yield event([_choice(piece, {"role": "assistant", "content": ""})])
             logprobs = _write_logprobs(service, piece.delta.logprobs)
-            delta = write_delta(piece.delta)
+            deltas = write_deltas(piece.delta)
             if piece.delta.tool_calls:
                 calling.add(piece.delta.index)
-            if delta or (logprobs and logprobs["content"]):
-                yield event([_choice(piece, delta or {"content": ""}, logprobs)])
+            if not deltas and logprobs and logprobs["content"]:
+                deltas.append({"content": ""})
+            for number, delta in enumerate(deltas):
+                yield event([_choice(piece, delta, logprobs if number == 0 else None)])
             if piece.delta.finish_reason is not None:
                 choice = _choice(piece, {} if usage != "in_last_choice" else {"content": ""})
                 choice["finish_reason"] = chat_finish_reason(

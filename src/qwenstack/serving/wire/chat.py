@@ -48,7 +48,7 @@ class FunctionCallRequest(WireModel):
 
     name: str
     arguments: str
-    """A JSON object, as text; empty: none. What is no JSON, as of a call that was cut off, is shown as it is."""
+    """A JSON object, as text; empty: none. What is no JSON, as of a call that was cut off, is shown as `not_json`."""
     parsed_arguments: object = None
     """Accepted and ignored: OpenAI's client adds it to the answers that it parsed."""
 
@@ -444,20 +444,21 @@ def write_message(answer: CompletionOutput) -> AnswerMessage:
     return message
 
 
-def write_delta(delta: OutputDelta) -> AnswerDelta:
-    """Write what a step added; nothing where it added none of what a client reads."""
+def write_deltas(delta: OutputDelta) -> list[AnswerDelta]:
+    """Write what a step added, with one piece of one tool call in each: many clients read no more than the first."""
     written: AnswerDelta = {}
     if delta.reasoning_text:
         written["reasoning_content"] = delta.reasoning_text
     if delta.text:
         written["content"] = delta.text
-    if delta.tool_calls:
-        written["tool_calls"] = [_write_call_delta(call) for call in _joined(delta.tool_calls)]
-    return written
+    calls: list[AnswerDelta] = [{"tool_calls": [_write_call_delta(call)]} for call in _joined(delta.tool_calls)]
+    if calls:
+        calls[0] = {**written, **calls[0]}
+    return calls or ([written] if written else [])
 
 
 def _joined(deltas: Sequence[ToolCallDelta]) -> list[ToolCallDelta]:
-    """Join the deltas of one call: many clients read no more than the first of a chunk, and would lose the rest."""
+    """Join the deltas of each call."""
     joined: dict[int, ToolCallDelta] = {}
     for delta in deltas:
         before = joined.get(delta.index)

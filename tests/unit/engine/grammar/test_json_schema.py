@@ -140,6 +140,11 @@ def test_branches_that_may_both_fit_stay_one_of(union: dict):
     assert "oneOf" in check_schema(union)
 
 
+@pytest.mark.parametrize("reference", ["#/oneOf/0", "#/$defs/a%2Fb"])
+def test_no_one_of_is_renamed_where_a_reference_could_tell(reference: str):
+    assert "oneOf" in check_schema({**_union(), "properties": {"other": {"$ref": reference}}})
+
+
 def test_formats_that_no_standard_knows_are_remarks():
     assert check_schema({"type": "string", "format": "password"}) == {"type": "string"}
     assert check_schema({"type": "string", "format": "uri"}) == {"type": "string", "format": "uri"}
