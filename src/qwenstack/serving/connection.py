@@ -17,8 +17,8 @@ from qwenstack.serving.errors import ServerStoppingError
 
 Result = TypeVar("Result")
 
-_LEAST_BYTES_A_SECOND = 1 << 20
-"""Of a long document: 43 MB, the longest answer of vectors, are held for 71 s at the most."""
+LEAST_BYTES_A_SECOND = 1 << 20
+"""That a client reads of what is long: 43 MB, the longest answer of vectors, are held for 71 s at the most."""
 
 
 class Lifetime:
@@ -143,7 +143,7 @@ class PiecedResponse(Response):
         num_bytes = sum(map(len, pieces))
         self.headers["content-length"] = str(num_bytes)
         self._pieces = deque(pieces)
-        self._most_s = grace_s + num_bytes / _LEAST_BYTES_A_SECOND
+        self._most_s = grace_s + num_bytes / LEAST_BYTES_A_SECOND
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send the pieces.

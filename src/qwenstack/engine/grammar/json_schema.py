@@ -160,16 +160,11 @@ def _check_keyword(keyword: str, value: Json, place: str, *, whole: Json, root: 
     if holds == "schemas":
         if not isinstance(value, list):
             raise GrammarRefusal(f"The JSON schema has no list at `{place}`.")
-        return [
-            _check_schema(one, f"{place}/{i}", whole=whole, root=root, depth=depth + 1) for i, one in enumerate(value)
-        ]
+        return [check(one, f"{place}/{i}") for i, one in enumerate(value)]
     if holds == "named schemas":
         if not isinstance(value, dict):
             raise GrammarRefusal(f"The JSON schema has no object at `{place}`.")
-        return {
-            key: _check_schema(one, f"{place}/{key}", whole=whole, root=root, depth=depth + 1)
-            for key, one in value.items()
-        }
+        return {key: check(one, f"{place}/{key}") for key, one in value.items()}
     return value
 
 

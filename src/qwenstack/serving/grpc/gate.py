@@ -22,7 +22,7 @@ from qwenstack.core.loop_turns import LoopTurns
 from qwenstack.logs import RequestContext, request_context
 from qwenstack.serving.audit import RequestAudit
 from qwenstack.serving.config import ServeConfig
-from qwenstack.serving.connection import Lifetime, run_while_serving
+from qwenstack.serving.connection import LEAST_BYTES_A_SECOND, Lifetime, run_while_serving
 from qwenstack.serving.errors import HttpError
 from qwenstack.serving.failure_log import log_failure
 from qwenstack.serving.grpc.method import Call, Method
@@ -38,8 +38,6 @@ REQUEST_ID_NAME = "x-request-id"
 """In trailing metadata: the server's id of the call. From a client: a label for the log, by which nothing is found."""
 PUBLIC_MESSAGE_TIMEOUT_S = 1.0
 """A call that anybody may make has its one short message with it, or right behind it."""
-_LEAST_BYTES_A_SECOND = 1 << 20
-"""Of a long message, as of a long document over HTTP."""
 _UNMATCHED = "unmatched"
 _SINGLE_NAMES = frozenset({"authorization", "x-api-key"})
 """Metadata that may come once: of two keys, two readers could believe different ones."""
@@ -234,7 +232,7 @@ async def _read_in_time(requests: AsyncIterator[bytes], timeout_s: float) -> byt
 
 async def _write_in_time(message: bytes, context: CallContext, timeout_s: float) -> None:
     """Send a message to a caller who reads; a long one may take longer."""
-    timeout_s += len(message) / _LEAST_BYTES_A_SECOND
+    timeout_s += len(message) / LEAST_BYTES_A_SECOND
     try:
         async with asyncio.timeout(timeout_s):
             await context.write(message)
